@@ -1,0 +1,1 @@
+"""How a loss becomes gradients: one file an estimator."""

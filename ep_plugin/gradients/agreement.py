@@ -1,0 +1,62 @@
+"""How well two estimators' gradients agree, parameter by parameter."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep_plugin.gradients.estimator import GradientEstimator
+from ep_plugin.gradients.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.network import ConvergentNetwork
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one parameter: cosine, ratio of the norms (the model's over the reference's), relative error."""
+
+    name: str
+    cosine: float
+    norm_ratio: float
+    relative_error: float
+
+
+def gradient_agreement(
+    model: ConvergentNetwork,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    reference: GradientEstimator | ConvergentNetwork | None = None,
+) -> list[Agreement]:
+    """Compares the model's gradient with a reference's, for every parameter that has one.
+
+    Args:
+        model: with the estimator in question as its `gradient`. Its `.grad`s are left alone.
+        x, y: a batch and its targets.
+        loss: (output, y) -> scalar.
+        reference: an estimator, for the same model with converged graded states; or another network
+            over the same parameters. By default `ImplicitDifferentiation()`.
+
+    Returns:
+        One `Agreement` a parameter, in the model's order; NaN where both gradients are zero.
+    """
+    if not isinstance(reference, ConvergentNetwork):
+        other = copy.copy(model)
+        other.gradient = ImplicitDifferentiation() if reference is None else reference
+        reference = other
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    found = []
+    for network in (model, reference):
+        parameters = dict(network.named_parameters())
+        found.append(torch.autograd.grad(loss(network(x), y), [parameters[n] for n in names]))
+    return [_compare(n, a, b) for n, a, b in zip(names, *found, strict=True)]
+
+
+def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:
+    return Agreement(
+        name,
+        cosine=((a * b).sum() / (a.norm() * b.norm())).item(),
+        norm_ratio=(a.norm() / b.norm()).item(),
+        relative_error=((a - b).norm() / b.norm()).item(),
+    )

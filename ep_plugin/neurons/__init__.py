@@ -1,0 +1,1 @@
+"""Neurons: activations, one step of the dynamics, and the classes of other libraries."""

@@ -1,0 +1,95 @@
+"""snnTorch's neurons: which of them become convergent, and `ConvergentLeaky`."""
+
+from typing import Any, NamedTuple
+
+import snntorch as snn
+import torch
+from torch import Tensor
+
+from ep_plugin.checks import fraction
+from ep_plugin.encoders import Encoder, NeuronState, as_encoder
+from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
+
+
+class ConvergentState(NamedTuple):
+    """What a `ConvergentLeaky` hands from one step to the next.
+
+    `membrane` is in the threshold's units, `trace` what neighbours see of it as a rate, `residue`
+    what the quantiser has not yet sent, `time` the number of steps taken.
+    """
+
+    membrane: Tensor
+    trace: Tensor
+    residue: Tensor
+    time: int
+
+
+class ConvergentLeaky(snn.Leaky):
+    """snnTorch's `Leaky` with convergent dynamics, for people who write their own loop.
+
+    One call moves the membrane towards its equilibrium clip(input, 0, threshold) and returns what
+    the neuron sends: binary spikes, or the state over the threshold for the graded encoder. The
+    mean of the spikes tends to membrane / threshold. All state is in `mem`, none in the neuron:
+
+        mem = None
+        for step in range(num_steps):
+            spk, mem = lif(current, mem)
+
+    Args:
+        beta: snnTorch's leak; kept, and without effect on the equilibrium.
+        threshold: a number or a tensor that broadcasts against the input.
+        encoder, activation: as in `ConvergentNetwork`.
+        step_size: how far the membrane moves in a step, in (0, 1].
+        learn_threshold: make the threshold a parameter.
+
+    Raises:
+        ValueError: a setting is out of its range or unknown.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        threshold: float | Tensor = 1.0,
+        *,
+        encoder: str | Encoder = "predictive",
+        activation: str | Activation | Elementwise = "hard_sigmoid",
+        step_size: float = 0.5,
+        learn_threshold: bool = False,
+    ) -> None:
+        super().__init__(beta=beta, threshold=threshold, learn_threshold=learn_threshold)
+        self.encoder = as_encoder(encoder)
+        self.activation = as_activation(activation)
+        self.step_size = fraction("step_size", step_size)
+
+    def forward(self, input_: Tensor, mem: ConvergentState | None = None) -> tuple[Tensor, ConvergentState]:
+        """One step.
+
+        Args:
+            input_: the neurons' drive, `[B, ...]`.
+            mem: what the last call returned; None starts from rest.
+
+        Returns:
+            The spikes `[B, ...]` and the new state.
+        """
+        if mem is None:
+            mem = ConvergentState(*(torch.zeros_like(input_),) * 3, time=0)
+        elif not isinstance(mem, ConvergentState):
+            raise TypeError(
+                f"mem is a {type(mem).__name__}; expected what the last call returned, or None to start from rest"
+            )
+        elif mem.membrane.shape != input_.shape:
+            raise ValueError(
+                f"the input has the shape {list(input_.shape)} and the state {list(mem.membrane.shape)}; start "
+                "every batch with mem=None"
+            )
+        before = NeuronState(mem.membrane / self.threshold, mem.trace, mem.residue)
+        moved = self.activation.step(before.membrane, input_ / self.threshold, self.step_size)
+        after, spikes = self.encoder.encode(moved, before, mem.time + 1, self.activation.maximum)
+        state = ConvergentState(
+            after.membrane * self.threshold, after.trace, after.residue, mem.time + 1
+        )
+        return (after.trace if spikes is None else spikes), state
+
+    def reset_mem(self) -> Any:
+        """The state to start from, as snnTorch's loops ask for it: none."""
+        return None
