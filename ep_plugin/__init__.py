@@ -64,7 +64,6 @@ _HOME = {
 }
 
 
-
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

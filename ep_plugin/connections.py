@@ -79,9 +79,7 @@ class Convolution:
                 shape[1:], y.shape[2:], self.stride, self.padding, self.dilation, kernel, strict=True
             )
         ]
-        return transposed(
-            y, tensors[0], None, self.stride, self.padding, unread, self.groups, self.dilation
-        )
+        return transposed(y, tensors[0], None, self.stride, self.padding, unread, self.groups, self.dilation)
 
 
 class PooledConvolution(Convolution):

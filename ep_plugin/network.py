@@ -359,7 +359,9 @@ def _check_input(x: Tensor, stem: nn.Module) -> None:
     if expected is None:
         if x.dim() < 2:
             raise ValueError(f"the input has the shape {shape}; expected [batch, ...]")
-    elif len(expected) != x.dim() or any(e != n for e, n in zip(expected, shape, strict=True) if e is not None):
+    elif len(expected) != x.dim() or any(
+        e != n for e, n in zip(expected, shape, strict=True) if e is not None
+    ):
         words = ", ".join(["batch", *("size" if e is None else str(e) for e in expected[1:])])
         raise ValueError(f"the input has the shape {shape}; expected [{words}]")
     if len(x) == 0:

@@ -53,12 +53,8 @@ def convert(
     """
     chosen("pooling", pooling, blocks.POOLING)
     found = blocks.split(net, pooling)
-    layers = [
-        Layer(neuron.threshold, snntorch.activation_of(neuron, activation)) for neuron in found.neurons
-    ]
-    connections = [
-        Connection(nn.Sequential(*modules), l, l + 1) for l, modules in enumerate(found.between)
-    ]
+    layers = [Layer(neuron.threshold, snntorch.activation_of(neuron, activation)) for neuron in found.neurons]
+    connections = [Connection(nn.Sequential(*modules), l, l + 1) for l, modules in enumerate(found.between)]
     model = ConvergentNetwork(
         nn.Sequential(*found.before),
         layers,

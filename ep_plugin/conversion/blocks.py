@@ -26,7 +26,18 @@ _REASONS: list[tuple[tuple[type[nn.Module], ...], str]] = [
         "its mask would change from step to step: remove it, or move it before the first neuron or after the last",
     ),
     (
-        (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Softmax, nn.ReLU6, nn.Hardtanh),
+        (
+            nn.ReLU,
+            nn.Sigmoid,
+            nn.Tanh,
+            nn.LeakyReLU,
+            nn.GELU,
+            nn.SiLU,
+            nn.ELU,
+            nn.Softmax,
+            nn.ReLU6,
+            nn.Hardtanh,
+        ),
         "the neuron is the nonlinearity, and what stands between neurons must be linear: remove it, or choose the "
         "neurons' own with convert(..., activation=...)",
     ),
@@ -97,7 +108,12 @@ def _between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
         return _pooled(place, module, pooling, notes)
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
         raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more")
-    if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in ("zeros", "circular", "reflect", "replicate"):
+    if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in (
+        "zeros",
+        "circular",
+        "reflect",
+        "replicate",
+    ):
         raise ValueError(f"{place} pads by {module.padding_mode!r}, which is not known")
     if type(module) in REGISTRY or isinstance(module, (*REGISTRY, *DIFFERENTIATED)):
         return module
@@ -129,7 +145,9 @@ def _pooled(place: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
     assert isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
     if module.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
         raise ValueError(f"{place} cannot become average pooling: it is dilated. Use an undilated pool")
-    average = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}[type(module)]
+    average = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}[
+        type(module)
+    ]
     notes.append(f"{place} became average pooling")
     return average(module.kernel_size, module.stride, module.padding, module.ceil_mode)
 

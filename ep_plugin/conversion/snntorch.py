@@ -32,7 +32,9 @@ def check_neuron(name: str, module: nn.Module) -> None:
             f"{place} has a learnable leak, on which the equilibrium does not depend: its gradient would be zero. "
             "Use learn_beta=False"
         )
-    if isinstance(module.graded_spikes_factor, nn.Parameter) or bool((module.graded_spikes_factor != 1).any()):
+    if isinstance(module.graded_spikes_factor, nn.Parameter) or bool(
+        (module.graded_spikes_factor != 1).any()
+    ):
         raise ValueError(
             f"{place} scales its spikes by graded_spikes_factor; expected 1. Put the factor into the weights after it"
         )
@@ -60,5 +62,7 @@ def differences(neurons: Sequence[Neuron], has_readout: bool) -> list[str]:
             "rates differ from the original's"
         )
     if not has_readout:
-        notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
+        notes.append(
+            "the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time"
+        )
     return notes

@@ -92,7 +92,9 @@ class _Nudge(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rule, dynamics, free = ctx.rule, ctx.dynamics, ctx.free
         values = ctx.structure.like(ctx.saved_tensors)
-        require_finite("the loss's gradient", [grads[0]], ["the output layer's equilibrium (loss or readout)"])
+        require_finite(
+            "the loss's gradient", [grads[0]], ["the output layer's equilibrium (loss or readout)"]
+        )
         direction, length = normalised(grads[0])
 
         a, b = rule.strengths(len(length), length)

@@ -45,7 +45,12 @@ class ImplicitDifferentiation:
 class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rule: ImplicitDifferentiation, dynamics: Dynamics, free: Phase, values: Values, *flat: Tensor
+        ctx: Any,
+        rule: ImplicitDifferentiation,
+        dynamics: Dynamics,
+        free: Phase,
+        values: Values,
+        *flat: Tensor,
     ) -> Tensor:
         ctx.rule, ctx.dynamics, ctx.observed = rule, dynamics, free.observed
         ctx.structure = values.detach()
@@ -83,7 +88,5 @@ class _Implicit(torch.autograd.Function):
                 stacklevel=2,
             )
         wanted = [t for t in flat if t.requires_grad]
-        found = iter(
-            torch.autograd.grad(new, wanted, adjoint, allow_unused=True, materialize_grads=True)
-        )
+        found = iter(torch.autograd.grad(new, wanted, adjoint, allow_unused=True, materialize_grads=True))
         return None, None, None, None, *(next(found) if n else None for n in needed)

@@ -85,9 +85,7 @@ class ConvergentLeaky(snn.Leaky):
         before = NeuronState(mem.membrane / self.threshold, mem.trace, mem.residue)
         moved = self.activation.step(before.membrane, input_ / self.threshold, self.step_size)
         after, spikes = self.encoder.encode(moved, before, mem.time + 1, self.activation.maximum)
-        state = ConvergentState(
-            after.membrane * self.threshold, after.trace, after.residue, mem.time + 1
-        )
+        state = ConvergentState(after.membrane * self.threshold, after.trace, after.residue, mem.time + 1)
         return (after.trace if spikes is None else spikes), state
 
     def reset_mem(self) -> Any:

@@ -1,0 +1,269 @@
+"""Equilibrium propagation and snnTorch's backpropagation through time, side by side.
+
+Every contender trains in a process of its own, so that its peak memory is its own.
+"""
+
+import multiprocessing as mp
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+from ep_plugin.checks import chosen, count
+from ep_plugin.encoders import ENCODERS
+
+DATA = {"digits": "DigitsDataModule", "mnist": "MNISTDataModule", "fashion-mnist": "FashionMNISTDataModule"}
+CONTENDERS = {"EP": "equilibrium propagation", "BPTT": "snnTorch, surrogate gradients"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both contenders share. `num_steps` are BPTT's time steps."""
+
+    data: str = "digits"
+    data_dir: str | Path = "data"
+    epochs: int = 15
+    batch_size: int = 32
+    train_samples: int | None = None
+    encoder: str = "predictive"
+    seed: int = 0
+    num_steps: int = 25
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        chosen("data", self.data, DATA)
+        chosen("encoder", self.encoder, ENCODERS)
+        for name in ("epochs", "batch_size", "num_steps"):
+            count(name, getattr(self, name))
+        self.data_module()
+
+    def data_module(self) -> Any:
+        """The data; a ValueError if the directory does not hold them."""
+        from ep_plugin.lightning import data
+
+        kind = getattr(data, DATA[self.data])
+        place = {} if self.data == "digits" else {"data_dir": self.data_dir}
+        return kind(**place, batch_size=self.batch_size, train_samples=self.train_samples, seed=self.seed)
+
+    def described(self) -> str:
+        """One line: what is compared with what."""
+        net = "1 convolution + 2 linear layers" if self.data == "digits" else "2C2FC net"
+        samples = "" if self.train_samples is None else f", {self.train_samples} training images"
+        return (
+            f"EP ({self.encoder} encoder, 20 free and 10 nudged steps) against snnTorch BPTT "
+            f"({self.num_steps} steps): the same {net} on {self.data}{samples}, {self.epochs} epochs, batch "
+            f"{self.batch_size}, Adam {self.lr:g} with cosine decay, seed {self.seed}"
+        )
+
+
+@dataclass
+class Result:
+    """One contender's figures. Lists have one entry an epoch; seconds are of training alone.
+
+    `peak_memory_mb` is the process's highest memory in training above what it was before the first
+    step; `spikes` the mean number of spikes of the whole net in one inference (None: graded).
+    """
+
+    contender: str
+    accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
+    spikes: float | None = None
+    finished: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """What the table and the CSV show."""
+        return {
+            "contender": self.contender,
+            "test_accuracy": self.accuracy[-1],
+            "seconds_per_epoch": sum(self.seconds) / len(self.seconds),
+            "peak_memory_mb": self.peak_memory_mb,
+            "spikes_per_inference": self.spikes,
+        }
+
+
+def compare(
+    settings: Settings | None = None,
+    output_dir: str | Path = "ep-plugin-compare",
+    on_epoch: Callable[[str, int, float], None] | None = None,
+) -> list[Result]:
+    """Trains EP and BPTT in turn and writes comparison.csv, history.csv and comparison.png.
+
+    Args:
+        settings: by default digits.
+        output_dir: made if it is not there; files of an earlier run are replaced.
+        on_epoch: called with the contender, the epoch (from 1) and the test accuracy.
+
+    Returns:
+        The results in the order of `CONTENDERS`. What has finished is on disk as soon as it has.
+
+    Raises:
+        ValueError, TypeError: a setting is out of its range, the data are not there, or the
+            directory cannot be written.
+        RuntimeError: a contender's process failed.
+    """
+    settings = settings or Settings()
+    place = _writable(Path(output_dir))
+    results: list[Result] = []
+    try:
+        for contender in CONTENDERS:
+            results.append(Result(contender))
+            _run(settings, results[-1], on_epoch)
+            _write(results, place, settings)
+    except KeyboardInterrupt:
+        _write(results, place, settings)
+        raise
+    return results
+
+
+def _writable(place: Path) -> Path:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        probe = place / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to the output directory {place}: {error.strerror}") from error
+    return place
+
+
+def _write(results: list[Result], place: Path, settings: Settings) -> None:
+    import pandas as pd
+
+    from ep_plugin.plotting import plot_comparison
+
+    begun = [r for r in results if r.accuracy]
+    pd.DataFrame([r.row() for r in begun if r.finished]).to_csv(place / "comparison.csv", index=False)
+    history = [
+        {"contender": r.contender, "epoch": e, "seconds": s, "test_accuracy": a}
+        for r in begun
+        for e, (s, a) in enumerate(zip(r.seconds, r.accuracy, strict=True), start=1)
+    ]
+    pd.DataFrame(history).to_csv(place / "history.csv", index=False)
+    if begun:
+        plot_comparison(begun, settings.described(), place / "comparison.png")
+
+
+def _run(settings: Settings, result: Result, on_epoch: Callable[[str, int, float], None] | None) -> None:
+    """One contender in a fresh process, which reports over a pipe."""
+    context = mp.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_train, args=(result.contender, settings, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        while True:
+            message = receiver.recv()
+            if isinstance(message, Exception):
+                raise message
+            for name, value in message.items():
+                setattr(result, name, value)
+            if result.finished:
+                break
+            if on_epoch is not None:
+                on_epoch(result.contender, len(result.accuracy), result.accuracy[-1])
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"the process of {result.contender} ended with exit code {process.exitcode}; was it out of memory?"
+        ) from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _train(contender: str, settings: Settings, sender: Pipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    try:
+        _fit(contender, settings, sender)
+    except Exception as error:  # told where the user sees it
+        sender.send(error)
+
+
+def _fit(contender: str, settings: Settings, sender: Pipe) -> None:
+    import logging
+
+    import lightning as L
+    import torch
+
+    from ep_plugin.conversion import ConversionWarning, convert
+    from ep_plugin.initialization import initialize_
+    from ep_plugin.lightning.module import BPTTLightningModule, EPLightningModule
+    from ep_plugin.models import convolutional_2c2fc, small_convolutional
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", category=ConversionWarning)
+    data = settings.data_module()
+    data.setup()
+    torch.manual_seed(settings.seed)
+    net = small_convolutional() if settings.data == "digits" else convolutional_2c2fc()
+
+    def optimizer(parameters: Any) -> Any:
+        adam = torch.optim.Adam(parameters, settings.lr)
+        steps = settings.epochs * len(data.train_dataloader())
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
+    task: L.LightningModule
+    if contender == "EP":
+        task = EPLightningModule(convert(initialize_(net), encoder=settings.encoder), optimizer=optimizer)
+    else:
+        task = BPTTLightningModule(net, settings.num_steps, optimizer=optimizer)
+
+    result = Result(contender)
+    start = _reset_peak()
+
+    class Report(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            self.begun = time.perf_counter()
+
+        def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            result.seconds.append(time.perf_counter() - self.begun)
+            result.peak_memory_mb = max(result.peak_memory_mb, _peak() - start)
+
+        def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            logged = trainer.callback_metrics
+            result.accuracy.append(logged["val/accuracy"].item())
+            result.spikes = logged["val/spikes"].item() if "val/spikes" in logged else None
+            sender.send(asdict(result))
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=settings.epochs,
+        logger=False,
+        callbacks=[Report()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    # No choice is made by these curves, so the test images may stand in for the validation.
+    trainer.fit(task, data.train_dataloader(), data.test_dataloader())
+    result.finished = True
+    sender.send(asdict(result))
+
+
+def _peak() -> float:
+    """The process's highest resident memory since the last reset, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _reset_peak() -> float:
+    """Forgets an earlier peak (of imports, say), where the system can, and returns what is left, in MB."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # then a peak before the start counts as the start
+    return _peak()

@@ -1,0 +1,1 @@
+"""Lightning: data and training modules."""

@@ -1,0 +1,127 @@
+"""Data modules: images `[B, 1, H, W]` in [0, 1] and their classes `[B]`.
+
+A normalisation, if any, is part of the network. The sets are small, so they are kept as tensors.
+"""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from ep_plugin.checks import count
+
+Images = tuple[Tensor, Tensor]
+
+
+class _ImageDataModule(L.LightningDataModule):
+    """Training images (shuffled by `seed`, the last tenth of them held out for validation) and test images.
+
+    Args:
+        batch_size: images a batch, 1 or more.
+        train_samples: take only the first so many of the shuffled training images.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, batch_size: int = 64, train_samples: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size = count("batch_size", batch_size)
+        self.train_samples = None if train_samples is None else count("train_samples", train_samples)
+        self.seed = seed
+        self._sets: dict[str, TensorDataset] = {}
+
+    def load(self) -> tuple[Images, Images]:
+        """Training and test images, `[N, 1, H, W]` in [0, 1], and their classes."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        (x, y), test = self.load()
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+        train, held_out = order[: len(x) - len(x) // 10], order[len(x) - len(x) // 10 :]
+        train = train[: self.train_samples]
+        self._sets = {
+            "train": TensorDataset(x[train], y[train]),
+            "val": TensorDataset(x[held_out], y[held_out]),
+            "test": TensorDataset(*test),
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        shuffle = torch.Generator().manual_seed(self.seed)
+        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, generator=shuffle)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._sets["val"], self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self._sets["test"], self.batch_size)
+
+
+class DigitsDataModule(_ImageDataModule):
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, which come with it; a fifth of them for the test."""
+
+    def load(self) -> tuple[Images, Images]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+        y = torch.tensor(digits.target)
+        order = torch.randperm(
+            len(x), generator=torch.Generator().manual_seed(0)
+        )  # the same split for every seed
+        test, train = order[:360], order[360:]
+        return (x[train], y[train]), (x[test], y[test])
+
+
+class _TorchvisionDataModule(_ImageDataModule):
+    """Args: `data_dir`, a directory in torchvision's layout; `download`, let torchvision fill it."""
+
+    name: str
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 64,
+        train_samples: int | None = None,
+        seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        super().__init__(batch_size, train_samples, seed)
+        self.data_dir, self.download = Path(data_dir), download
+        raw = self.data_dir / self.name / "raw"
+        if not download and not (raw.is_dir() and any(raw.iterdir())):
+            raise ValueError(
+                f"no {self.name} in {raw}; expected the four files that torchvision calls train-images-idx3-ubyte and "
+                "so on. Let torchvision fetch them with download=True, copy them there (Debian has "
+                "dataset-fashion-mnist), or name another directory with data_dir"
+            )
+
+    def load(self) -> tuple[Images, Images]:
+        import torchvision
+
+        dataset = getattr(torchvision.datasets, self.name)
+        sets = [dataset(self.data_dir, train=t, download=self.download) for t in (True, False)]
+        train, test = ((s.data.float().div_(255).unsqueeze(1), s.targets) for s in sets)
+        return train, test
+
+
+class MNISTDataModule(_TorchvisionDataModule):
+    """MNIST: 60,000 and 10,000 digits of 28 x 28 pixels.
+
+    Raises:
+        ValueError: `data_dir` does not hold the files and `download` is not set.
+    """
+
+    name = "MNIST"
+
+
+class FashionMNISTDataModule(_TorchvisionDataModule):
+    """FashionMNIST: 60,000 and 10,000 pieces of clothing of 28 x 28 pixels.
+
+    Raises:
+        ValueError: `data_dir` does not hold the files and `download` is not set.
+    """
+
+    name = "FashionMNIST"

@@ -1,0 +1,176 @@
+"""Models in: what is shared, what is told, what is refused."""
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ep_plugin as ep
+from ep_plugin.conversion import ConversionWarning
+
+
+def model_of(*modules, **options):
+    return ep.convert(nn.Sequential(*modules), **options)
+
+
+def test_parameters_are_shared():
+    net = nn.Sequential(
+        nn.Linear(4, 3), snn.Leaky(beta=0.5, learn_threshold=True), nn.Linear(3, 2), snn.Leaky(beta=0.5)
+    )
+    model = ep.convert(net)
+    assert {p.data_ptr() for p in net.parameters()} == {p.data_ptr() for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    F.cross_entropy(model(torch.rand(5, 4)), torch.randint(2, (5,))).backward()
+    optimizer.step()
+    assert not torch.equal(net.state_dict()["0.weight"], before["0.weight"])
+    assert torch.equal(net[2].weight, model.connections[0].module[0].weight)
+
+
+def test_what_it_tells_once():
+    with pytest.warns(ConversionWarning) as told:
+        model_of(nn.Linear(4, 3), snn.Leaky(beta=0.9), nn.Linear(3, 2), snn.Lapicque(beta=0.9))
+    assert len(told) == 1
+    text = str(told[0].message)
+    assert all(word in text for word in ("leak", "reset", "Leaky", "Lapicque", "one tensor [batch, ...]"))
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error::ep_plugin.conversion.ConversionWarning")
+def test_convergent_neurons_need_no_telling():
+    model_of(nn.Linear(4, 3), ep.ConvergentLeaky(), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("leak", [0.5, 0.95])
+def test_leak_does_not_matter(leak):
+    torch.manual_seed(3)
+    model = model_of(nn.Linear(4, 3), snn.Leaky(beta=leak), nn.Linear(3, 2))
+    torch.manual_seed(3)
+    other = model_of(nn.Linear(4, 3), snn.Leaky(beta=0.1), nn.Linear(3, 2))
+    x = torch.rand(2, 4)
+    assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize(
+    "last", [[snn.Leaky(beta=0.5, init_hidden=True, output=True)], [nn.Linear(5, 5)], []]
+)
+@pytest.mark.parametrize("pool_first", [True, False])
+def test_sequentials_people_write(last, pool_first):
+    pool = [nn.AvgPool2d(2), snn.Leaky(beta=0.5, init_hidden=True)]
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), *(pool if pool_first else pool[::-1])),
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.AvgPool2d(2), ep.ConvergentLeaky(threshold=0.8)),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+        snn.Lapicque(beta=0.5),
+        *([nn.Linear(5, 5), *last] if last and isinstance(last[0], snn.Leaky) else last),
+    )
+    model = ep.convert(net)
+    out = model(torch.rand(3, 1, 10, 10))
+    assert out.shape == (3, 5)
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_stem_and_readout_may_be_anything():
+    model = model_of(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), snn.Leaky(beta=0.5),
+        nn.Flatten(), nn.Linear(64, 8), snn.Leaky(beta=0.5), nn.Dropout(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3),
+    )  # fmt: skip
+    model(torch.rand(2, 1, 10, 10)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_max_pooling_is_a_choice():
+    def modules():
+        return (
+            nn.Conv2d(1, 4, 3), snn.Leaky(beta=0.5), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), snn.Leaky(beta=0.5),
+            nn.Flatten(), nn.Linear(36, 3),
+        )  # fmt: skip
+
+    x = torch.rand(2, 1, 10, 10)
+    with pytest.raises(ValueError, match=r"'3' \(MaxPool2d\).*pooling=\"average\""):
+        model_of(*modules())
+    with pytest.warns(ConversionWarning, match="became average pooling"):
+        average = model_of(*modules(), pooling="average")
+    assert isinstance(average.connections[0].module[1], nn.AvgPool2d)
+    with pytest.warns(ConversionWarning, match="is kept"):
+        kept = model_of(*modules(), pooling="keep")
+    for model in (average, kept):
+        model(x).sum().backward()
+
+
+L = nn.Linear(4, 4)
+REFUSED = {
+    "no neuron": ([L], "has no neuron"),
+    "no weights": ([snn.Leaky(beta=0.5), L], r"'0' \(Leaky\) has no weights before it"),
+    "no weights between": (
+        [L, snn.Leaky(beta=0.5), nn.Flatten(), snn.Leaky(beta=0.5)],
+        r"'3' \(Leaky\) has no weights",
+    ),
+    "batch norm": (
+        [L, snn.Leaky(beta=0.5), L, nn.BatchNorm1d(4), snn.Leaky(beta=0.5)],
+        r"'3' \(BatchNorm1d\).*fold",
+    ),
+    "dropout": ([L, snn.Leaky(beta=0.5), nn.Dropout(), L, snn.Leaky(beta=0.5)], r"'2' \(Dropout\).*mask"),
+    "relu": ([L, snn.Leaky(beta=0.5), nn.ReLU(), L, snn.Leaky(beta=0.5)], r"'2' \(ReLU\).*nonlinearity"),
+    "unknown": (
+        [L, snn.Leaky(beta=0.5), nn.Bilinear(1, 1, 1), L, snn.Leaky(beta=0.5)],
+        "not known to be linear",
+    ),
+    "synaptic": ([L, snn.Synaptic(alpha=0.5, beta=0.5), L], r"'1' \(Synaptic\).*snn.Leaky"),
+    "recurrent": ([L, snn.RLeaky(beta=0.5, all_to_all=False), L], r"'1' \(RLeaky\)"),
+    "learnable leak": ([L, snn.Leaky(beta=0.5, learn_beta=True), L], "learn_beta=False"),
+    "inhibition": ([L, snn.Leaky(beta=0.5, inhibition=True), L], "inhibition=False"),
+    "graded spikes": ([L, snn.Leaky(beta=0.5, graded_spikes_factor=2.0), L], "graded_spikes_factor"),
+    "threshold": ([L, snn.Leaky(beta=0.5, threshold=0.0), L], "threshold"),
+    "flattened batch": ([L, snn.Leaky(beta=0.5), nn.Flatten(0), L, snn.Leaky(beta=0.5)], "start_dim=1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_where_why_and_what_to_do(case):
+    modules, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        model_of(*modules)
+
+
+def test_only_sequentials_so_far():
+    with pytest.raises(TypeError, match="expected an nn.Sequential"):
+        ep.convert(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "rate"}, "'graded', 'sigma_delta', 'predictive', 'bernoulli'"),
+        ({"activation": "tanh"}, "'hard_sigmoid', 'sigmoid', 'relu6'"),
+        ({"observe": "spikes"}, "'membrane', 'trace'"),
+        ({"pooling": "max"}, "'error', 'average', 'keep'"),
+        ({"feedback": 0.0}, "feedback is 0.0"),
+        ({"feedback": 1.5}, "feedback is 1.5"),
+        ({"feedback": [0.1, 0.2]}, "feedback has 2 values"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(nn.Linear(4, 3), snn.Leaky(beta=0.5), nn.Linear(3, 2), snn.Leaky(beta=0.5), **options)
+
+
+def test_a_deep_spiking_network_is_warned_about():
+    modules = [m for _ in range(6) for m in (nn.Linear(4, 4), ep.ConvergentLeaky())]
+    with pytest.warns(UserWarning, match="attenuated"):
+        model_of(*modules)
+
+
+def test_initialize_helper():
+    net = nn.Sequential(nn.Linear(100, 50), snn.Leaky(beta=0.5))
+    assert ep.initialize_(net, 2.0) is net
+    assert 0.19 < net[0].weight.abs().max() <= 0.2
+    assert not net[0].bias.any()
+    with pytest.raises(ValueError, match="gain"):
+        ep.initialize_(net, 0.0)
+    with pytest.raises(ValueError, match="no convolution"):
+        ep.initialize_(nn.ReLU())

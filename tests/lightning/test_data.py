@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+import ep_plugin as ep
+
+
+def test_digits():
+    data = ep.DigitsDataModule(batch_size=32, train_samples=100, seed=3)
+    data.setup()
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape == (32, 1, 8, 8)
+    assert x.dtype == torch.float32
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert y.shape == (32,)
+    assert sum(len(y) for _, y in data.train_dataloader()) == 100
+    assert sum(len(y) for _, y in data.test_dataloader()) == 360
+
+
+def test_same_test_images_for_every_seed():
+    def images(seed):
+        data = ep.DigitsDataModule(seed=seed)
+        data.setup()
+        return torch.cat([x for x, _ in data.test_dataloader()])
+
+    assert torch.equal(images(0), images(1))
+
+
+@pytest.mark.parametrize("kind", [ep.MNISTDataModule, ep.FashionMNISTDataModule])
+def test_missing_files(kind, tmp_path):
+    with pytest.raises(ValueError, match=r"no (Fashion)?MNIST in .*raw.*download=True"):
+        kind(tmp_path)
+
+
+def test_mnist(data_dir):
+    data = ep.MNISTDataModule(data_dir, train_samples=640)
+    data.setup()
+    x, _ = next(iter(data.train_dataloader()))
+    assert x.shape == (64, 1, 28, 28)
+    assert x.max() == 1
+    assert sum(len(y) for _, y in data.test_dataloader()) == 10_000
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ep.DigitsDataModule(batch_size=0)
+    with pytest.raises(TypeError, match="train_samples"):
+        ep.DigitsDataModule(train_samples=1.5)

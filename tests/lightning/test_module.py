@@ -1,0 +1,183 @@
+"""Lightning's automatic optimization against plain PyTorch loops with SGD."""
+
+import lightning as L
+import pytest
+import snntorch as snn
+import snntorch.functional as SF
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ep_plugin as ep
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def make_model():
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3), snn.Leaky(beta=0.5, init_hidden=True), nn.Flatten(), nn.Linear(108, 6),
+        snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(6, 10),
+    )  # fmt: skip
+    return ep.convert(net), net
+
+
+def make_data():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(22, 1, 8, 8, generator=generator)
+    return TensorDataset(x, torch.randint(10, (22,), generator=generator))  # the last batch has 2 samples
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.5, momentum=0.9)
+
+
+def trainer(tmp_path, **options):
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "accelerator": "cpu",
+    }
+    return L.Trainer(
+        default_root_dir=tmp_path, **quiet | {"enable_checkpointing": False, "max_epochs": 2} | options
+    )
+
+
+def loader():
+    return DataLoader(make_data(), 4)
+
+
+def plain_loop(epochs=2, accumulate=1, clip=None, schedule=False):
+    model, _ = make_model()
+    optimizer = sgd(model.parameters())
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for _ in range(epochs):
+        batches = list(loader())
+        for i, (x, y) in enumerate(batches):
+            (F.cross_entropy(model(x), y) / accumulate).backward()
+            if (i + 1) % accumulate == 0 or i + 1 == len(batches):
+                if clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                optimizer.zero_grad()
+        if schedule:
+            decay.step()
+    return model
+
+
+def assert_same(a, b):
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def scheduled(parameters):
+    optimizer = sgd(parameters)
+    return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+
+CASES = {
+    "plain": ({}, {}, sgd),
+    "accumulation": ({"accumulate_grad_batches": 3}, {"accumulate": 3}, sgd),
+    "clipping": ({"gradient_clip_val": 0.05}, {"clip": 0.05}, sgd),
+    "schedule": ({}, {"schedule": True}, scheduled),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_a_plain_loop(case, tmp_path):
+    options, loop, optimizer = CASES[case]
+    model, net = make_model()
+    trainer(tmp_path, **options).fit(ep.EPLightningModule(model, optimizer=optimizer), loader())
+    assert_same(model, plain_loop(**loop))
+    assert torch.equal(net[0].weight, model.stem[0].weight)  # the original has learned
+
+
+def test_checkpoint_resume_and_load(tmp_path):
+    model, _ = make_model()
+    first = trainer(tmp_path, enable_checkpointing=True, max_epochs=1)
+    first.fit(ep.EPLightningModule(model, optimizer=sgd), loader())
+    path = tmp_path / "one.ckpt"
+    first.save_checkpoint(path)
+
+    resumed, _ = make_model()
+    trainer(tmp_path).fit(ep.EPLightningModule(resumed, optimizer=sgd), loader(), ckpt_path=path)
+    assert_same(resumed, plain_loop(epochs=2))
+
+    fresh, _ = make_model()
+    loaded = ep.EPLightningModule.load_from_checkpoint(path, model=fresh)
+    assert_same(loaded.model, model)
+
+
+def test_validate_and_test_under_inference_mode(tmp_path):
+    model, net = make_model()
+    for task in (ep.EPLightningModule(model), ep.BPTTLightningModule(net, 5)):
+        for stage, run in (("val", trainer(tmp_path).validate), ("test", trainer(tmp_path).test)):
+            (logged,) = run(task, loader(), verbose=False)
+            assert {f"{stage}/loss", f"{stage}/accuracy", f"{stage}/spikes_per_neuron"} <= logged.keys()
+            assert 0 <= logged[f"{stage}/spikes_per_neuron"] <= 20
+    assert "test/residual" in trainer(tmp_path).test(ep.EPLightningModule(model), loader(), verbose=False)[0]
+
+
+def test_bptt_equals_a_plain_loop(tmp_path):
+    _, net = make_model()
+    trainer(tmp_path).fit(ep.BPTTLightningModule(net, 4, optimizer=sgd), loader())
+    _, other = make_model()
+    optimizer = sgd(other.parameters())
+    for _ in range(2):
+        for x, y in loader():
+            for m in other.modules():
+                if isinstance(m, snn.Leaky):
+                    m.mem = torch.zeros(0)
+            loss = F.cross_entropy(torch.stack([other(x) for _ in range(4)]).mean(0), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert_same(net, other)
+
+
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", "mse", SF.ce_rate_loss(), SF.mse_count_loss(0.9, 0.1), nn.CrossEntropyLoss()]
+)
+def test_losses(loss, tmp_path):
+    model, net = make_model()
+    for task in (ep.EPLightningModule(model, loss, lr=0.01), ep.BPTTLightningModule(net, 3, loss)):
+        before = [p.clone() for p in task.parameters()]
+        trainer(tmp_path, max_epochs=1).fit(task, loader())
+        assert any(not torch.equal(p, q) for p, q in zip(task.parameters(), before, strict=True))
+
+
+def test_snntorch_losses_see_one_step_of_time():
+    model, _ = make_model()
+    x, y = next(iter(loader()))
+    task = ep.EPLightningModule(model, SF.mse_count_loss(0.9, 0.1))
+    record, output, _ = task.outcome(x)
+    assert record.shape == (1, 4, 10)
+    expected = SF.mse_count_loss(0.9, 0.1)(output.unsqueeze(0), y)
+    assert torch.equal(task.loss(record, y), expected)
+
+
+def test_refusals():
+    model, net = make_model()
+    with pytest.raises(ValueError, match="'cross_entropy', 'mse'"):
+        ep.EPLightningModule(model, "hinge")
+    with pytest.raises(ValueError, match="lr is -1"):
+        ep.EPLightningModule(model, lr=-1.0)
+    with pytest.raises(TypeError, match=r"ep\.convert"):
+        ep.EPLightningModule(net)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        ep.BPTTLightningModule(net, 0)
+    with pytest.raises(ValueError, match="init_hidden=True"):
+        ep.BPTTLightningModule(nn.Sequential(nn.Linear(2, 2), snn.Leaky(beta=0.5)), 5)
+
+
+def test_final_output_neuron():
+    net = nn.Sequential(nn.Linear(4, 3), snn.Leaky(beta=0.5, init_hidden=True, output=True))
+    assert ep.BPTTLightningModule(net, 5)(torch.rand(2, 4)).shape == (2, 3)
+
+
+def test_empty_loader_does_nothing(tmp_path):
+    model, _ = make_model()
+    empty = DataLoader(TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long)), 4)
+    trainer(tmp_path).fit(ep.EPLightningModule(model), empty)

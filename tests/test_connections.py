@@ -1,0 +1,149 @@
+"""Adjoints: |<Ku, v> - <u, K'v>| <= 1e-12 (|Ku||v| + |u||K'v|), and folding that changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection
+
+ints = st.integers
+
+
+@st.composite
+def convolution(draw, dim):
+    groups = draw(ints(1, 2))
+    padding = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
+    return getattr(nn, f"Conv{dim}d")(
+        2 * groups,
+        3 * groups,
+        tuple(draw(ints(1, 4)) for _ in range(dim)),
+        stride=1 if padding == "same" else tuple(draw(ints(1, 3)) for _ in range(dim)),
+        padding=padding,
+        dilation=draw(ints(1, 2)),
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "zeros", "zeros", "circular"])),
+    ), [2 * groups, *(draw(ints(7, 11)) for _ in range(dim))]
+
+
+@st.composite
+def average_pool(draw, dim):
+    kernel = draw(ints(1, 3))
+    options = {"ceil_mode": draw(st.booleans()), "count_include_pad": draw(st.booleans())}
+    if dim == 2:
+        options["divisor_override"] = draw(st.sampled_from([None, 3]))
+    pool = getattr(nn, f"AvgPool{dim}d")(kernel, draw(ints(1, 3)), draw(ints(0, kernel // 2)), **options)
+    return pool, [2, *(draw(ints(4, 9)) for _ in range(dim))]
+
+
+@st.composite
+def adaptive(draw, dim):
+    size = tuple(draw(ints(1, 5)) for _ in range(dim))
+    return getattr(nn, f"AdaptiveAvgPool{dim}d")(size), [2, *(draw(ints(4, 9)) for _ in range(dim))]
+
+
+CASES = {
+    nn.Linear: st.builds(
+        lambda i, o, b: (nn.Linear(i, o, bias=b), [i]), ints(1, 6), ints(1, 6), st.booleans()
+    ),
+    nn.Conv1d: convolution(1),
+    nn.Conv2d: convolution(2),
+    nn.Conv3d: convolution(3),
+    nn.AvgPool1d: average_pool(1),
+    nn.AvgPool2d: average_pool(2),
+    nn.AdaptiveAvgPool1d: adaptive(1),
+    nn.AdaptiveAvgPool2d: adaptive(2),
+    nn.Flatten: st.just((nn.Flatten(), [2, 3, 4])),
+    nn.Unflatten: st.just((nn.Unflatten(1, (2, 3)), [6, 4])),
+    nn.Identity: st.just((nn.Identity(), [4])),
+}
+
+
+def linear_part(connection, x):
+    tensors = connection.tensors()
+    return connection.apply(tensors, x) - connection.apply(tensors, torch.zeros_like(x))
+
+
+def assert_adjoint(connection, shape, batch=2):
+    u = torch.randn(batch, *shape, dtype=torch.float64)
+    ku = linear_part(connection, u)
+    v = torch.randn_like(ku)
+    kv = connection.adjoint(connection.tensors(), v, u)
+    assert kv.shape == u.shape
+    error = ((ku * v).sum() - (u * kv).sum()).abs()
+    assert error <= 1e-12 * (ku.norm() * v.norm() + u.norm() * kv.norm())
+
+
+def test_every_registered_module_has_a_case():
+    assert CASES.keys() == REGISTRY.keys()
+
+
+@pytest.mark.parametrize("kind", REGISTRY, ids=lambda k: k.__name__)
+def test_adjoint(kind):
+    @settings(max_examples=40, deadline=None)
+    @given(CASES[kind], ints(1, 3))
+    def check(case, batch):
+        module, shape = case
+        with torch.inference_mode():
+            assert_adjoint(Connection(module.double(), 0, 1), shape, batch)
+
+    check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ints(1, 5), ints(1, 2), ints(0, 2), ints(1, 2), ints(1, 3), ints(1, 3), st.sampled_from([None, 3]),
+    ints(9, 14), ints(9, 14), st.booleans(), st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_folded_pool_is_exact(kernel, stride, padding, groups, pool, pool_stride, divisor, h, w, bias, dim):
+    convolution = getattr(nn, f"Conv{dim}d")(
+        2 * groups, 4, kernel, stride, padding, groups=groups, bias=bias, dtype=torch.float64
+    )
+    average = (
+        nn.AvgPool2d(pool, pool_stride, divisor_override=divisor)
+        if dim == 2
+        else nn.AvgPool1d(pool, pool_stride)
+    )
+    x = torch.randn(2, 2 * groups, *(h, w)[:dim], dtype=torch.float64)
+    module = nn.Sequential(convolution, average)
+    try:
+        expected = module(x)
+    except RuntimeError:
+        return  # the pool is larger than what it pools
+    connection = Connection(module, 0, 1)
+    assert len(connection._maps) == 1
+    torch.testing.assert_close(connection.apply(connection.tensors(), x), expected, rtol=1e-12, atol=1e-12)
+    assert_adjoint(connection, x.shape[1:])
+    # The parameters' gradients pass through the folding.
+    g = torch.randn_like(expected)
+    folded = torch.autograd.grad(connection.apply(connection.tensors(), x), [*module.parameters()], g)
+    plain = torch.autograd.grad(module(x), [*module.parameters()], g)
+    for a, b in zip(folded, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+DIFFERENTIATED_CASES = [
+    (nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), [2, 4, 5]),
+    (nn.ZeroPad2d((1, 2, 0, 1)), [2, 4, 5]),
+    (nn.ReflectionPad1d(2), [2, 6]),
+    (nn.Upsample(scale_factor=2, mode="bilinear"), [2, 3, 4]),
+    (nn.PixelShuffle(2), [4, 3, 3]),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), [4]),
+    (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), nn.Linear(12, 4)),
+        [2, 6, 7],
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), DIFFERENTIATED_CASES, ids=lambda c: type(c).__name__)
+def test_adjoint_of_the_rest(module, shape):
+    connection = Connection(module.double(), 0, 1)
+    with torch.inference_mode():
+        assert_adjoint(connection, shape)
+
+
+def test_nothing_is_both_registered_and_differentiated():
+    assert not set(DIFFERENTIATED) & set(REGISTRY)
