@@ -22,21 +22,19 @@ def commands() -> None:
 @app.command()
 def compare(
     data: Annotated[str, typer.Option(help="digits (embedded), mnist or fashion-mnist.")] = "digits",
-    data_dir: Annotated[
-        Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")
-    ] = Path("data"),
+    data_dir: Annotated[Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")] = Path(
+        "data"
+    ),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    train_samples: Annotated[
-        int | None, typer.Option(help="Train on so many images only.", show_default="all")
-    ] = None,
+    train_samples: Annotated[int | None, typer.Option(help="Train on so many images only.", show_default="all")] = None,
     encoder: Annotated[
         str, typer.Option(help="What EP's neurons send: predictive, sigma_delta, bernoulli or graded.")
     ] = "predictive",
     seed: Annotated[int, typer.Option(help="Of the weights and the order of the images.")] = 0,
-    output_dir: Annotated[
-        Path, typer.Option(help="Where comparison.csv, history.csv and comparison.png go.")
-    ] = Path("ep-plugin-compare"),
+    output_dir: Annotated[Path, typer.Option(help="Where comparison.csv, history.csv and comparison.png go.")] = Path(
+        "ep-plugin-compare"
+    ),
 ) -> None:
     """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
 
@@ -56,8 +54,7 @@ def compare(
         try:
             settings = comparison.Settings(data, data_dir, epochs, batch_size, train_samples, encoder, seed)
             tasks = {
-                name: progress.add_task(name, total=epochs, accuracy="", start=False)
-                for name in comparison.CONTENDERS
+                name: progress.add_task(name, total=epochs, accuracy="", start=False) for name in comparison.CONTENDERS
             }
             progress.start_task(tasks["EP"])
 

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -205,6 +206,9 @@ def _fit(contender: str, settings: Settings, sender: Pipe) -> None:
     torch.manual_seed(settings.seed)
     net = small_convolutional() if settings.data == "digits" else convolutional_2c2fc()
 
+    if contender == "EP":
+        initialize_(net)
+
     def optimizer(parameters: Any) -> Any:
         adam = torch.optim.Adam(parameters, settings.lr)
         steps = settings.epochs * len(data.train_dataloader())
@@ -213,7 +217,7 @@ def _fit(contender: str, settings: Settings, sender: Pipe) -> None:
 
     task: L.LightningModule
     if contender == "EP":
-        task = EPLightningModule(convert(initialize_(net), encoder=settings.encoder), optimizer=optimizer)
+        task = EPLightningModule(convert(net, encoder=settings.encoder), optimizer=optimizer)
     else:
         task = BPTTLightningModule(net, settings.num_steps, optimizer=optimizer)
 
@@ -262,8 +266,6 @@ def _peak() -> float:
 
 def _reset_peak() -> float:
     """Forgets an earlier peak (of imports, say), where the system can, and returns what is left, in MB."""
-    try:
+    with suppress(OSError):  # elsewhere a peak before the start counts as the start
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then a peak before the start counts as the start
     return _peak()

@@ -9,7 +9,7 @@ The modules of `REGISTRY` have both written with PyTorch's own kernels, which al
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,8 @@ class PooledConvolution(Convolution):
         # The box has one entry a pooled output, as far apart as the convolution's stride.
         size = [(w - 1) * s + 1 for w, s in zip(self.window, self.between, strict=True)]
         box = weight.new_zeros(1, 1, *size)
-        box[(..., *(slice(None, None, s) for s in self.between))] = self.share
+        entries: Any = (..., *(slice(None, None, s) for s in self.between))
+        box[entries] = self.share
         convolve = (F.conv1d, F.conv2d)[self._dim - 1]
         filtered = convolve(weight.flatten(0, 1).unsqueeze(1), box, padding=[n - 1 for n in size])
         scaled = [b * self.share * math.prod(self.window) for b in bias]
@@ -119,11 +120,10 @@ class AveragePool:
         self.ceil_mode, self.count_include_pad = module.ceil_mode, module.count_include_pad
         self.divisor: int | None = getattr(module, "divisor_override", None)
 
-    def _in_two_dimensions(self) -> tuple[object, ...]:
+    def _in_two_dimensions(self) -> Any:
         one = len(self.kernel) == 1
         kernel, stride, padding = (
-            ((first, *v) if one else v)
-            for v, first in ((self.kernel, 1), (self.stride, 1), (self.padding, 0))
+            ((first, *v) if one else v) for v, first in ((self.kernel, 1), (self.stride, 1), (self.padding, 0))
         )
         return kernel, stride, padding, self.ceil_mode, self.count_include_pad, self.divisor
 

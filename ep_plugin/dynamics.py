@@ -110,26 +110,21 @@ class Dynamics:
 
         `force` is added to the drive of the output layer.
         """
-        states, spikes = list(neurons), [None] * len(neurons)
+        states = list(neurons)
+        spikes: list[Tensor | None] = [None] * len(neurons)
         for group in self.order:
             traces = [n.trace for n in states]
             for l in group:
                 drive = self.drive(l, traces, values)
                 if force is not None and l == self.output:
                     drive = drive + force
-                membrane = self.activations[l].step(
-                    states[l].membrane, drive / values.thresholds[l], self.step_size
-                )
-                states[l], spikes[l] = self.encoder.encode(
-                    membrane, states[l], time, self.activations[l].maximum
-                )
+                membrane = self.activations[l].step(states[l].membrane, drive / values.thresholds[l], self.step_size)
+                states[l], spikes[l] = self.encoder.encode(membrane, states[l], time, self.activations[l].maximum)
         return tuple(states), spikes
 
     def energy(self, states: Sequence[Tensor], values: Values) -> Tensor:
         """E of each sample, `[B]`."""
-        return sum(map(self.own_energy, range(len(states)), states, values.thresholds)) + self.coupling(
-            states, values
-        )
+        return sum(map(self.own_energy, range(len(states)), states, values.thresholds)) + self.coupling(states, values)
 
     def own_energy(self, layer: int, state: Tensor, threshold: Tensor) -> Tensor:
         """c_l theta_l Omega_l(r_l) of each sample, `[B]`."""

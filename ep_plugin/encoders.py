@@ -48,9 +48,7 @@ class Graded:
 
     spiking = False
 
-    def encode(
-        self, membrane: Tensor, before: NeuronState, time: int, maximum: float
-    ) -> tuple[NeuronState, None]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, None]:
         return NeuronState(membrane, membrane, before.residue), None
 
 
@@ -75,9 +73,7 @@ class _Decoded:
 class SigmaDelta(_Decoded):
     """Spikes whose sum follows the sum of the states: v = phi + r; q = 1[v > 1/2]; phi = v - q."""
 
-    def encode(
-        self, membrane: Tensor, before: NeuronState, time: int, maximum: float
-    ) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         return _quantise(membrane, membrane, before, self.step_size(time), maximum)
 
 
@@ -87,9 +83,7 @@ class PredictiveSigmaDelta(_Decoded):
     That is the signal which the decoder turns back into r (O'Connor et al. 2019).
     """
 
-    def encode(
-        self, membrane: Tensor, before: NeuronState, time: int, maximum: float
-    ) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         lam = self.step_size(time)
         # r_(t-1) + (r_t - r_(t-1)) / lam, the same in one pass
         signal = torch.lerp(before.membrane, membrane, 1 / lam)
@@ -99,9 +93,7 @@ class PredictiveSigmaDelta(_Decoded):
 class Bernoulli(_Decoded):
     """Independent random spikes with probability r, from PyTorch's global generator."""
 
-    def encode(
-        self, membrane: Tensor, before: NeuronState, time: int, maximum: float
-    ) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         probability = membrane / maximum
         spikes = _Spike.apply(probability, torch.rand_like(probability))
         trace = torch.lerp(before.trace, spikes * maximum, self.step_size(time))
@@ -139,8 +131,6 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 def as_encoder(encoder: str | Encoder) -> Encoder:
     """An encoder from its name or itself."""
-    if isinstance(encoder, tuple(ENCODERS.values())):
-        return encoder
     if isinstance(encoder, str):
         return chosen("encoder", encoder, ENCODERS)()
     if isinstance(encoder, type) or not hasattr(encoder, "encode"):

@@ -105,7 +105,7 @@ class ConvergentNetwork(nn.Module):
         self.readout = nn.Identity() if readout is None else readout
         _check_graph(len(layers), connections)
         self._levels = [l if layer.level is None else layer.level for l, layer in enumerate(layers)]
-        self.encoder = encoder  # type: ignore[assignment]
+        self.encoder = encoder
         self.observe = observe
         self.relaxation = Relaxation() if relaxation is None else relaxation
         self.gradient = EquilibriumPropagation() if gradient is None else gradient
@@ -218,7 +218,7 @@ class ConvergentNetwork(nn.Module):
         return Dynamics(
             activations=tuple(layer.activation for layer in self._layers()),
             scales=self._scales(),
-            connections=tuple(self.connections),  # type: ignore[arg-type]
+            connections=tuple(self._edges()),
             order=self._order(),
             encoder=self.encoder,
             step_size=self.relaxation.step_size,
@@ -228,6 +228,9 @@ class ConvergentNetwork(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
+
+    def _edges(self) -> list[Connection]:
+        return list(self.connections)  # type: ignore[arg-type]
 
     def _scales(self) -> tuple[float, ...]:
         """c_l: 1 at the output's level, divided by the feedback for every level below."""
@@ -246,14 +249,12 @@ class ConvergentNetwork(nn.Module):
         for l in range(len(self.layers)):
             taken = {
                 colours[other]
-                for c in self.connections
+                for c in self._edges()
                 for other in (c.source, c.target)
                 if l in (c.source, c.target) and other < l
             }
             colours.append(min(set(range(len(taken) + 1)) - taken))
-        return tuple(
-            tuple(l for l, c in enumerate(colours) if c == colour) for colour in range(max(colours) + 1)
-        )
+        return tuple(tuple(l for l, c in enumerate(colours) if c == colour) for colour in range(max(colours) + 1))
 
     # The door.
 
@@ -269,7 +270,7 @@ class ConvergentNetwork(nn.Module):
 
     def _values_of_drive(self, drive: Tensor) -> Values:
         thresholds = tuple(layer.threshold for layer in self._layers())
-        weights = tuple(c.tensors() for c in self.connections)  # type: ignore[operator]
+        weights = tuple(c.tensors() for c in self._edges())
         values = Values(drive, thresholds, weights)
         # Under autocast the stem computes in half precision; states, forces and contrasts never do.
         values = values.like([_at_least_float32(t) for t in values.flat()])
@@ -279,7 +280,7 @@ class ConvergentNetwork(nn.Module):
             [
                 "the drive of layer 0 (the input, or the weights before the first neuron)",
                 *(f"the threshold of layer {l}" for l in range(len(thresholds))),
-                *(f"the weights of {c.source} -> {c.target}" for c in self.connections for _ in c.tensors()),  # type: ignore[operator]
+                *(f"the weights of {c.source} -> {c.target}" for c in self._edges() for _ in c.tensors()),
             ],
         )
         self._check_shapes(values)
@@ -287,12 +288,12 @@ class ConvergentNetwork(nn.Module):
 
     def _check_shapes(self, values: Values) -> None:
         shapes: dict[int, tuple[int, ...]] = {0: tuple(values.drive.shape[1:])}
-        for connection in sorted(self.connections, key=lambda c: c.source):  # type: ignore[arg-type,return-value]
+        for connection in sorted(self._edges(), key=lambda c: c.source):
             i, j = connection.source, connection.target
             if i not in shapes:
                 continue
             try:
-                shape = connection.shapes(shapes[i])[-1]  # type: ignore[operator]
+                shape = connection.shapes(shapes[i])[-1]
             except RuntimeError as error:
                 raise ValueError(
                     f"the connection {i} -> {j} does not fit layer {i}, which has the shape {list(shapes[i])} "
@@ -359,9 +360,7 @@ def _check_input(x: Tensor, stem: nn.Module) -> None:
     if expected is None:
         if x.dim() < 2:
             raise ValueError(f"the input has the shape {shape}; expected [batch, ...]")
-    elif len(expected) != x.dim() or any(
-        e != n for e, n in zip(expected, shape, strict=True) if e is not None
-    ):
+    elif len(expected) != x.dim() or any(e != n for e, n in zip(expected, shape, strict=True) if e is not None):
         words = ", ".join(["batch", *("size" if e is None else str(e) for e in expected[1:])])
         raise ValueError(f"the input has the shape {shape}; expected [{words}]")
     if len(x) == 0:

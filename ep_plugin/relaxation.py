@@ -163,10 +163,7 @@ class _Window:
             return self.total[0].new_full((len(self.total[0]),), torch.inf)
         half = self.length // 2
         return _largest(
-            [
-                m / half - (t.detach() - m) / (self.length - half)
-                for m, t in zip(self.middle, self.total, strict=True)
-            ]
+            [m / half - (t.detach() - m) / (self.length - half) for m, t in zip(self.middle, self.total, strict=True)]
         )
 
 

@@ -36,9 +36,7 @@ def network() -> nn.Sequential:
 @torch.no_grad()
 def error(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Test error in percent."""
-    wrong = sum(
-        (model(a).argmax(1) != b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)
-    )
+    wrong = sum((model(a).argmax(1) != b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True))
     return 100 * wrong / len(x)
 
 

@@ -86,6 +86,4 @@ def lateral() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
     return model, x
 
 
-PROBLEMS = {
-    f.__name__: f for f in (perceptron, output_inside, convolutional, strided, grouped, skip, lateral)
-}
+PROBLEMS = {f.__name__: f for f in (perceptron, output_inside, convolutional, strided, grouped, skip, lateral)}

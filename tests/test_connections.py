@@ -45,9 +45,7 @@ def adaptive(draw, dim):
 
 
 CASES = {
-    nn.Linear: st.builds(
-        lambda i, o, b: (nn.Linear(i, o, bias=b), [i]), ints(1, 6), ints(1, 6), st.booleans()
-    ),
+    nn.Linear: st.builds(lambda i, o, b: (nn.Linear(i, o, bias=b), [i]), ints(1, 6), ints(1, 6), st.booleans()),
     nn.Conv1d: convolution(1),
     nn.Conv2d: convolution(2),
     nn.Conv3d: convolution(3),
@@ -101,11 +99,7 @@ def test_folded_pool_is_exact(kernel, stride, padding, groups, pool, pool_stride
     convolution = getattr(nn, f"Conv{dim}d")(
         2 * groups, 4, kernel, stride, padding, groups=groups, bias=bias, dtype=torch.float64
     )
-    average = (
-        nn.AvgPool2d(pool, pool_stride, divisor_override=divisor)
-        if dim == 2
-        else nn.AvgPool1d(pool, pool_stride)
-    )
+    average = nn.AvgPool2d(pool, pool_stride, divisor_override=divisor) if dim == 2 else nn.AvgPool1d(pool, pool_stride)
     x = torch.randn(2, 2 * groups, *(h, w)[:dim], dtype=torch.float64)
     module = nn.Sequential(convolution, average)
     try:

@@ -11,10 +11,7 @@ import ep_plugin
 def test_import_loads_nothing_heavy():
     heavy = ["norse", "lightning", "matplotlib", "sklearn", "pandas", "torchvision", "snntorch"]
     code = f"import sys, ep_plugin; print([m for m in {heavy!r} if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", sorted(ep_plugin._HOME))

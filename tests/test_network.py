@@ -61,9 +61,7 @@ def test_inputs(problem, x, error, message):
         (lambda: ep.ConvergentNetwork(nn.Linear(2, 2), [], []), ValueError),
         (lambda: ep.ConvergentNetwork(nn.Linear(2, 2), [ep.Layer(), ep.Layer()], []), ValueError),
         (
-            lambda: ep.ConvergentNetwork(
-                nn.Linear(2, 2), [ep.Layer()], [ep.Connection(nn.Linear(2, 2), 0, 1)]
-            ),
+            lambda: ep.ConvergentNetwork(nn.Linear(2, 2), [ep.Layer()], [ep.Connection(nn.Linear(2, 2), 0, 1)]),
             ValueError,
         ),
         (lambda: ep.Layer(nn.Parameter(torch.ones(())), torch.sigmoid), ValueError),
@@ -85,17 +83,13 @@ def test_attributes_are_checked_when_set():
 
 
 def test_threshold_must_fit_the_layer():
-    model = ep.convert(
-        nn.Sequential(nn.Linear(4, 3), ep.ConvergentLeaky(threshold=torch.ones(5)), nn.Linear(3, 2))
-    )
-    with pytest.raises((ValueError, RuntimeError), match="threshold|broadcast"):
+    model = ep.convert(nn.Sequential(nn.Linear(4, 3), ep.ConvergentLeaky(threshold=torch.ones(5)), nn.Linear(3, 2)))
+    with pytest.raises((ValueError, RuntimeError), match=r"threshold|broadcast"):
         model(torch.rand(2, 4))
 
 
 def test_a_bare_callable_has_no_energy():
-    model = ep.convert(
-        nn.Sequential(nn.Linear(4, 3), ep.ConvergentLeaky(activation=torch.sigmoid), nn.Linear(3, 2))
-    )
+    model = ep.convert(nn.Sequential(nn.Linear(4, 3), ep.ConvergentLeaky(activation=torch.sigmoid), nn.Linear(3, 2)))
     model(torch.rand(2, 4)).sum().backward()
     with pytest.raises(ValueError, match="no potential"):
         model.energy([torch.rand(2, 3)], torch.rand(2, 3))

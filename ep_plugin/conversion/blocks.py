@@ -1,5 +1,6 @@
 """Cuts a sequence of modules at its neurons."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -65,15 +66,13 @@ def split(net: nn.Module, pooling: str) -> Blocks:
     named = _leaves(net)
     places = [i for i, (_, m) in enumerate(named) if snntorch.is_neuron(m)]
     if not places:
-        raise ValueError(
-            "the model has no neuron; expected at least one snn.Leaky, snn.Lapicque or ConvergentLeaky"
-        )
+        raise ValueError("the model has no neuron; expected at least one snn.Leaky, snn.Lapicque or ConvergentLeaky")
     for i in places:
         snntorch.check_neuron(*named[i])
 
     notes: list[str] = []
     cuts = [-1, *places, len(named)]
-    pieces = [named[a + 1 : b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [named[a + 1 : b] for a, b in itertools.pairwise(cuts)]
     for (name, neuron), piece in zip((named[i] for i in places), pieces, strict=False):
         if not any(True for _, m in piece for _ in m.parameters()):
             raise ValueError(
@@ -85,7 +84,7 @@ def split(net: nn.Module, pooling: str) -> Blocks:
         before=[m for _, m in pieces[0]],
         between=between,
         after=[m for _, m in pieces[-1]],
-        neurons=[named[i][1] for i in places],  # type: ignore[misc]
+        neurons=[named[i][1] for i in places],
         notes=notes,
     )
 
@@ -145,9 +144,7 @@ def _pooled(place: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
     assert isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
     if module.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
         raise ValueError(f"{place} cannot become average pooling: it is dilated. Use an undilated pool")
-    average = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}[
-        type(module)
-    ]
+    average = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}[type(module)]
     notes.append(f"{place} became average pooling")
     return average(module.kernel_size, module.stride, module.padding, module.ceil_mode)
 

@@ -1,6 +1,7 @@
 """snnTorch's neurons in a model that is converted."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import snntorch as snn
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
 from ep_plugin.neurons.snntorch import ConvergentLeaky
 
-Neuron = snn.Leaky | snn.Lapicque | ConvergentLeaky
+Neuron: TypeAlias = snn.Leaky | snn.Lapicque | ConvergentLeaky
 
 _CONVERTED = (snn.Leaky, snn.Lapicque, ConvergentLeaky)
 
@@ -32,9 +33,7 @@ def check_neuron(name: str, module: nn.Module) -> None:
             f"{place} has a learnable leak, on which the equilibrium does not depend: its gradient would be zero. "
             "Use learn_beta=False"
         )
-    if isinstance(module.graded_spikes_factor, nn.Parameter) or bool(
-        (module.graded_spikes_factor != 1).any()
-    ):
+    if isinstance(module.graded_spikes_factor, nn.Parameter) or bool((module.graded_spikes_factor != 1).any()):
         raise ValueError(
             f"{place} scales its spikes by graded_spikes_factor; expected 1. Put the factor into the weights after it"
         )
@@ -62,7 +61,5 @@ def differences(neurons: Sequence[Neuron], has_readout: bool) -> list[str]:
             "rates differ from the original's"
         )
     if not has_readout:
-        notes.append(
-            "the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time"
-        )
+        notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
     return notes

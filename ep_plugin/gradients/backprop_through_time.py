@@ -15,8 +15,6 @@ class BackpropThroughTime:
     Spikes pass gradients straight through: the derivative of the quantiser is taken as 1.
     """
 
-    def equilibrium(
-        self, dynamics: Dynamics, values: Values, relaxation: Relaxation
-    ) -> tuple[Tensor, Equilibrium]:
+    def equilibrium(self, dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Tensor, Equilibrium]:
         free, equilibrium = relax(dynamics, values, relaxation)
         return free.observed[dynamics.output], equilibrium

@@ -58,9 +58,7 @@ class EquilibriumPropagation:
         count("steps", self.steps)
         chosen("nudging", self.nudging, NUDGINGS)
 
-    def equilibrium(
-        self, dynamics: Dynamics, values: Values, relaxation: Relaxation
-    ) -> tuple[Tensor, Equilibrium]:
+    def equilibrium(self, dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Tensor, Equilibrium]:
         with torch.no_grad():
             free, equilibrium = relax(dynamics, values.detach(), relaxation)
         return _Nudge.apply(self, dynamics, free, values, *values.flat()), equilibrium
@@ -92,9 +90,7 @@ class _Nudge(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rule, dynamics, free = ctx.rule, ctx.dynamics, ctx.free
         values = ctx.structure.like(ctx.saved_tensors)
-        require_finite(
-            "the loss's gradient", [grads[0]], ["the output layer's equilibrium (loss or readout)"]
-        )
+        require_finite("the loss's gradient", [grads[0]], ["the output layer's equilibrium (loss or readout)"])
         direction, length = normalised(grads[0])
 
         a, b = rule.strengths(len(length), length)
@@ -111,7 +107,7 @@ class _Nudge(torch.autograd.Function):
             force,
         )
         weight = length / ((a - b) * rule.beta)
-        needed = [n for n in ctx.needs_input_grad[4:]]
+        needed = list(ctx.needs_input_grad[4:])
         contrast = _contrast(dynamics, values, nudged.observed, torch.cat([weight, -weight]), needed)
         named = _names(values)
         found = [(g, n) for g, n in zip(contrast, named, strict=True) if g is not None]
@@ -137,9 +133,7 @@ def _contrast(
 ) -> list[Tensor | None]:
     """sum_b weight_b dE/dvalues of the given states: the energy's own derivative, states held fixed."""
     with torch.enable_grad():
-        leaves = values.like(
-            [t.detach().requires_grad_(n) for t, n in zip(values.flat(), needed, strict=True)]
-        )
+        leaves = values.like([t.detach().requires_grad_(n) for t, n in zip(values.flat(), needed, strict=True)])
         both = leaves._replace(drive=torch.cat([leaves.drive] * 2))
         energy = dynamics.coupling(states, both)
         for l, threshold in enumerate(leaves.thresholds):

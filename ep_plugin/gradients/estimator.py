@@ -9,9 +9,7 @@ from ep_plugin.relaxation import Equilibrium, Relaxation
 
 
 class GradientEstimator(Protocol):
-    def equilibrium(
-        self, dynamics: Dynamics, values: Values, relaxation: Relaxation
-    ) -> tuple[Tensor, Equilibrium]:
+    def equilibrium(self, dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Tensor, Equilibrium]:
         """The output layer's equilibrium, `[B, ...]`, with the estimator's way back to `values`."""
 
 

@@ -34,9 +34,7 @@ class ImplicitDifferentiation:
         positive("tolerance", self.tolerance)
         count("max_steps", self.max_steps)
 
-    def equilibrium(
-        self, dynamics: Dynamics, values: Values, relaxation: Relaxation
-    ) -> tuple[Tensor, Equilibrium]:
+    def equilibrium(self, dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Tensor, Equilibrium]:
         with torch.no_grad():
             free, equilibrium = relax(dynamics, values.detach(), relaxation)
         return _Implicit.apply(self, dynamics, free, values, *values.flat()), equilibrium

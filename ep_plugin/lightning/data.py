@@ -68,9 +68,7 @@ class DigitsDataModule(_ImageDataModule):
         digits = load_digits()
         x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
         y = torch.tensor(digits.target)
-        order = torch.randperm(
-            len(x), generator=torch.Generator().manual_seed(0)
-        )  # the same split for every seed
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # the same split for every seed
         test, train = order[:360], order[360:]
         return (x[train], y[train]), (x[test], y[test])
 

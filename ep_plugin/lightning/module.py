@@ -88,9 +88,7 @@ class EPLightningModule(_Classifier):
     ) -> None:
         super().__init__(loss, lr, optimizer)
         if not isinstance(model, ConvergentNetwork):
-            raise TypeError(
-                f"model is a {type(model).__name__}; expected a ConvergentNetwork: ep.convert(net)"
-            )
+            raise TypeError(f"model is a {type(model).__name__}; expected a ConvergentNetwork: ep.convert(net)")
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,9 +132,7 @@ class BPTTLightningModule(_Classifier):
         self.neurons = [m for m in net.modules() if isinstance(m, snn.SpikingNeuron)]
         for neuron in self.neurons:
             if not neuron.init_hidden:
-                raise ValueError(
-                    f"a {type(neuron).__name__} neuron does not hold its state; expected init_hidden=True"
-                )
+                raise ValueError(f"a {type(neuron).__name__} neuron does not hold its state; expected init_hidden=True")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outcome(x)[1]

@@ -52,9 +52,7 @@ def test_leak_does_not_matter(leak):
     assert torch.equal(model(x), other(x))
 
 
-@pytest.mark.parametrize(
-    "last", [[snn.Leaky(beta=0.5, init_hidden=True, output=True)], [nn.Linear(5, 5)], []]
-)
+@pytest.mark.parametrize("last", [[snn.Leaky(beta=0.5, init_hidden=True, output=True)], [nn.Linear(5, 5)], []])
 @pytest.mark.parametrize("pool_first", [True, False])
 def test_sequentials_people_write(last, pool_first):
     pool = [nn.AvgPool2d(2), snn.Leaky(beta=0.5, init_hidden=True)]
@@ -138,7 +136,7 @@ def test_refusals_say_where_why_and_what_to_do(case):
 
 
 def test_only_sequentials_so_far():
-    with pytest.raises(TypeError, match="expected an nn.Sequential"):
+    with pytest.raises(TypeError, match=r"expected an nn\.Sequential"):
         ep.convert(nn.Linear(3, 3))
 
 

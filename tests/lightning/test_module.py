@@ -40,9 +40,7 @@ def trainer(tmp_path, **options):
         "logger": False,
         "accelerator": "cpu",
     }
-    return L.Trainer(
-        default_root_dir=tmp_path, **quiet | {"enable_checkpointing": False, "max_epochs": 2} | options
-    )
+    return L.Trainer(default_root_dir=tmp_path, **quiet | {"enable_checkpointing": False, "max_epochs": 2} | options)
 
 
 def loader():
