@@ -83,25 +83,35 @@ class Dynamics:
             connection = next(c for c in pending if c.source in shapes)
             pending.remove(connection)
             shapes.setdefault(connection.target, connection.shapes(shapes[connection.source])[-1])
-        return tuple(
-            NeuronState(*(values.drive.new_zeros(len(values.drive), *shapes[l]),) * 3)
-            for l in range(len(self.activations))
-        )
+        batch = len(values.drive)
+        zeros = [values.drive.new_zeros(batch, *shapes[l]) for l in range(len(self.activations))]
+        if _is_channels_last(values.drive):
+            zeros = [z.contiguous(memory_format=torch.channels_last) if z.dim() == 4 else z for z in zeros]
+        return tuple(NeuronState(z, z, z) for z in zeros)
 
-    def drive(self, layer: int, traces: Sequence[Tensor], values: Values) -> Tensor:
-        """What the neurons of a layer receive, `[B, ...]`, in units of the threshold's own."""
-        total = values.drive if layer == 0 else None
+    def drive(
+        self,
+        layer: int,
+        traces: Sequence[Tensor],
+        values: Values,
+        force: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """What the neurons of a layer receive, `[B, ...]`, in units of the threshold's own.
+
+        `force` is added to the drive of the output layer. `out` is filled and returned, if given.
+        """
+        terms: list[tuple[Tensor, float]] = [(values.drive, 1.0)] if layer == 0 else []
         for connection, weights in zip(self.connections, values.weights, strict=True):
             i, j = connection.source, connection.target
             if j == layer:
-                up = connection.apply(weights, traces[i])
-                total = up if total is None else total + up
+                terms.append((connection.apply(weights, traces[i]), 1.0))
             if i == layer:
                 down = connection.adjoint(weights, traces[j], traces[i])
-                scale = self.scales[j] / self.scales[i]
-                total = down * scale if total is None else torch.add(total, down, alpha=scale)
-        assert total is not None
-        return total
+                terms.append((down, self.scales[j] / self.scales[i]))
+        if force is not None and layer == self.output:
+            terms.append((force, 1.0))
+        return _sum(terms, out)
 
     def sweep(
         self, neurons: Neurons, values: Values, time: int, force: Tensor | None = None
@@ -115,9 +125,7 @@ class Dynamics:
         for group in self.order:
             traces = [n.trace for n in states]
             for l in group:
-                drive = self.drive(l, traces, values)
-                if force is not None and l == self.output:
-                    drive = drive + force
+                drive = self.drive(l, traces, values, force)
                 membrane = self.activations[l].step(states[l].membrane, drive / values.thresholds[l], self.step_size)
                 states[l], spikes[l] = self.encoder.encode(membrane, states[l], time, self.activations[l].maximum)
         return tuple(states), spikes
@@ -134,13 +142,35 @@ class Dynamics:
                 f"the activation of layer {layer} has no potential, so it has no energy and its threshold no "
                 "gradient; give an Activation(value, slope, potential) with all three"
             )
-        return self.scales[layer] * (threshold * potential(state)).flatten(1).sum(1)
+        return self.scales[layer] * _inner(threshold, potential(state))
 
     def coupling(self, states: Sequence[Tensor], values: Values) -> Tensor:
         """The part of the energy that connections and the input contribute, for each sample, `[B]`."""
-        total = -self.scales[0] * (states[0] * values.drive).flatten(1).sum(1)
+        total = -self.scales[0] * _inner(states[0], values.drive)
         for connection, weights in zip(self.connections, values.weights, strict=True):
             received = connection.apply(weights, states[connection.source])
-            product = (states[connection.target] * received).flatten(1).sum(1)
+            product = _inner(states[connection.target], received)
             total = total - self.scales[connection.target] * product
         return total
+
+
+def _sum(terms: list[tuple[Tensor, float]], out: Tensor | None) -> Tensor:
+    """Sum of (tensor, factor); the first factor of a layer's drive is 1, or the only one."""
+    (total, factor), *others = terms
+    if factor != 1:
+        total = total * factor
+    for term, factor in others:
+        total = torch.add(total, term, alpha=factor, out=out)
+    if out is None or total is out:
+        return total
+    return out.copy_(total)
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of each sample, `[B]`."""
+    product = a * b
+    return product.sum(tuple(range(1, product.dim())))

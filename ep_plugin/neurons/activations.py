@@ -29,15 +29,16 @@ class Activation:
             energy and learnable thresholds need it.
         maximum: the largest state. A spike stands for this value, so spiking encoders need states
             in [0, maximum].
-        projection: `value` is the projection on an interval, so the membrane may leak before it is
-            clipped: r <- value((1 - step) r + step * drive). Others move towards value(drive).
+        projection: the interval (low, high), if `value` is the projection on one. The membrane then
+            leaks before it is clipped: r <- value((1 - step) r + step * drive). Others move towards
+            value(drive).
     """
 
     value: Elementwise
     slope: Elementwise | None = None
     potential: Elementwise | None = None
     maximum: float = 1.0
-    projection: bool = False
+    projection: tuple[float, float] | None = None
 
     def __call__(self, drive: Tensor) -> Tensor:
         if self.slope is not None and drive.requires_grad:
@@ -46,9 +47,16 @@ class Activation:
 
     def step(self, state: Tensor, drive: Tensor, step_size: float) -> Tensor:
         """One step of `step_size` from `state` towards the value of `drive` (over the threshold)."""
-        if self.projection:
+        if self.projection is not None:
             return self(torch.lerp(state, drive, step_size))
         return torch.lerp(state, self(drive), step_size)
+
+    def step_(self, state: Tensor, drive: Tensor, step_size: float) -> None:
+        """The same without a graph, written into `drive`."""
+        if self.projection is not None:
+            torch.lerp(state, drive, step_size, out=drive).clamp_(*self.projection)
+        else:
+            torch.lerp(state, self.value(drive), step_size, out=drive)
 
 
 class _WithSlope(torch.autograd.Function):
@@ -98,9 +106,9 @@ def _clip6_slope(h: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {
-    "hard_sigmoid": Activation(_clip, _clip_slope, _half_square, projection=True),
+    "hard_sigmoid": Activation(_clip, _clip_slope, _half_square, projection=(0.0, 1.0)),
     "sigmoid": Activation(_sigmoid, _sigmoid_slope, _sigmoid_potential),
-    "relu6": Activation(_clip6, _clip6_slope, _half_square, maximum=6.0, projection=True),
+    "relu6": Activation(_clip6, _clip6_slope, _half_square, maximum=6.0, projection=(0.0, 6.0)),
 }
 
 
