@@ -1,6 +1,7 @@
 """Initialisation for bounded convergent neurons."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -8,8 +9,11 @@ from torch import nn
 from ep_plugin.checks import positive
 
 
+Net = TypeVar("Net", bound=nn.Module)
+
+
 @torch.no_grad()
-def initialize_(net: nn.Module, gain: float = 2.0) -> nn.Module:
+def initialize_(net: Net, gain: float = 2.0) -> Net:
     """Fills the weights of every convolution and linear module from U(-gain/sqrt(fan_in), +gain/sqrt(fan_in)).
 
     Biases become zero. PyTorch's own default corresponds to gain 1, which leaves most bounded
