@@ -8,7 +8,6 @@ from torch import nn
 
 from ep_plugin.checks import positive
 
-
 Net = TypeVar("Net", bound=nn.Module)
 
 
