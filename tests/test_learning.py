@@ -46,22 +46,31 @@ def test_200_batches(trained, mnist):
     ("nudging", "least"), [("symmetric", 0.95), ("positive", 0.9), ("negative", 0.9), ("random_sign", 0.9)]
 )
 def test_spikes_follow_the_graded_gradient(nudging, least, trained, mnist):
-    """Default settings (20/10 steps) against converged graded EP at the same beta and nudging."""
+    """Default settings (20/10 steps) against converged graded EP at the same beta and nudging.
+
+    Over 1,536 images: in one batch of 256 a few misclassified images make up most of the gradient,
+    and its cosine varies from .94 to .99 with the batch.
+    """
     x, y, _ = mnist
     spiking, graded = copy.copy(trained), copy.copy(trained)
     beta = spiking.gradient.beta
     spiking.gradient = ep.EquilibriumPropagation(beta, 10, nudging)
-    graded.encoder, graded.relaxation = "graded", ep.Relaxation(200, step_size=1.0)
-    graded.gradient = ep.EquilibriumPropagation(beta, 100, nudging)
+    graded.encoder, graded.relaxation = "graded", ep.Relaxation(100, step_size=1.0)
+    graded.gradient = ep.EquilibriumPropagation(beta, 60, nudging)
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:1536]
 
     def gradients(model):
         torch.manual_seed(5)  # the same random signs for both
-        return torch.autograd.grad(F.cross_entropy(model(x[-256:]), y[-256:]), list(model.parameters()))
+        parameters = list(model.parameters())
+        parts = [torch.autograd.grad(F.cross_entropy(model(x[b]), y[b]), parameters) for b in chosen.split(256)]
+        return [sum(own) for own in zip(*parts, strict=True)]
 
     names = [n for n, _ in trained.named_parameters()]
-    print()
+    agreement = {}
     for name, a, b in zip(names, gradients(spiking), gradients(graded), strict=True):
         if name.endswith("weight"):
             cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
-            print(f"{nudging:12} {name:32} cosine {cosine:.3f}, norm ratio {(a.norm() / b.norm()).item():.2f}")
-            assert cosine >= least
+            agreement[name] = cosine, (a.norm() / b.norm()).item()
+    for name, (cosine, ratio) in agreement.items():
+        print(f"\n{nudging:12} {name:32} cosine {cosine:.3f}, norm ratio {ratio:.2f}", end="")
+    assert min(cosine for cosine, _ in agreement.values()) >= least
