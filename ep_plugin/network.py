@@ -307,8 +307,7 @@ class ConvergentNetwork(nn.Module):
         for l, layer in enumerate(self._layers()):
             if layer.threshold.dim() == 0:
                 continue
-            state = (1, *shapes[l])
-            if torch.broadcast_shapes(layer.threshold.shape, state) != state:
+            if not _broadcasts(layer.threshold.shape, (1, *shapes[l])):
                 raise ValueError(
                     f"the threshold of layer {l} has the shape {list(layer.threshold.shape)}, which does not "
                     f"broadcast against the layer's neurons {list(shapes[l])}"
@@ -326,6 +325,11 @@ class ConvergentNetwork(nn.Module):
             list(equilibrium.states),
             [f"layer {l}" for l in range(len(equilibrium.states))],
         )
+
+
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of `shape` combines with one of `target` without changing its shape."""
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False))
 
 
 def _laid_out(t: Tensor) -> Tensor:

@@ -104,3 +104,10 @@ def test_state_dict_round_trip(tmp_path):
             p.add_(0.1)
     other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 8), (1, 1, 8)])
+def test_a_threshold_that_does_not_fit_its_layer(shape):
+    model = ep.ConvergentNetwork(nn.Linear(3, 8), [ep.Layer(torch.ones(shape))], [])
+    with pytest.raises(ValueError, match="threshold of layer 0 has the shape"):
+        model(torch.rand(2, 3))
