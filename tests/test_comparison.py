@@ -66,7 +66,13 @@ def test_help():
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_keeps_what_has_finished(tmp_path):
     command = [sys.executable, "-m", "ep_plugin.cli", "compare", "--epochs", "8", "--output-dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     try:
         while not (tmp_path / "comparison.png").exists():  # EP has finished, BPTT trains
             assert process.poll() is None, process.communicate()
