@@ -68,7 +68,7 @@ class Settings:
         net = "1 convolution + 2 linear layers" if self.data == "digits" else "2C2FC net"
         samples = "" if self.train_samples is None else f", {self.train_samples} training images"
         return (
-            f"EP ({self.encoder} encoder, 20 free and 10 nudged steps, feedback {self.feedback:g}) against snnTorch "
+            f"EP ({self.encoder} encoder, default steps, feedback {self.feedback:g}) against snnTorch "
             f"BPTT ({self.num_steps} steps): the same {net} on {self.data}{samples}, {self.epochs} epochs, batch "
             f"{self.batch_size}, Adam {self.learning_rate:g} with cosine decay, seed {self.seed}"
         )

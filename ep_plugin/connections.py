@@ -49,6 +49,31 @@ class Affine:
         return y @ tensors[0]
 
 
+class FlattenedAffine(Affine):
+    """`nn.Flatten` and the `nn.Linear` after it.
+
+    With channels last, flattening is a copy at every step. `prepared` puts the weight into the
+    layout of the states instead, `[out, *shape]`, once a phase.
+    """
+
+    def prepared(self, tensors: Tensors, shape: Sequence[int]) -> Tensors:
+        return (laid_out(tensors[0].view(-1, *shape)), *tensors[1:])
+
+    def apply(self, tensors: Tensors, x: Tensor) -> Tensor:
+        weight, *bias = tensors
+        if weight.dim() == 4:
+            x, weight = (t.permute(0, 2, 3, 1) for t in (x, weight))
+        return F.linear(x.flatten(1), weight.flatten(1), *bias)
+
+    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
+        weight = tensors[0]
+        if weight.dim() != 4:
+            return (y @ weight.flatten(1)).view(-1, *shape)
+        channels, *place = shape
+        back = y @ weight.permute(0, 2, 3, 1).flatten(1)
+        return back.view(-1, *place, channels).permute(0, 3, 1, 2)
+
+
 class Convolution:
     """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, padded with zeros."""
 
@@ -98,15 +123,14 @@ class PooledConvolution(Convolution):
 
     def tensors(self) -> Tensors:
         weight, *bias = super().tensors()
-        # The box has one entry a pooled output, as far apart as the convolution's stride.
-        size = [(w - 1) * s + 1 for w, s in zip(self.window, self.between, strict=True)]
-        box = weight.new_zeros(1, 1, *size)
-        entries: Any = (..., *(slice(None, None, s) for s in self.between))
-        box[entries] = self.share
-        convolve = (F.conv1d, F.conv2d)[self._dim - 1]
-        filtered = convolve(weight.flatten(0, 1).unsqueeze(1), box, padding=[n - 1 for n in size])
-        scaled = [b * self.share * math.prod(self.window) for b in bias]
-        return (filtered.view(*weight.shape[:2], *filtered.shape[2:]), *scaled)
+        # One shifted copy a pooled output, as far apart as the convolution's stride.
+        kernel = weight * self.share
+        for last, (window, stride) in enumerate(zip(self.window[::-1], self.between[::-1], strict=True)):
+            before = [n * stride for n in range(window)]
+            # F.pad takes its pairs from the last dimension on.
+            shifted = [F.pad(kernel, (*[0, 0] * last, n, before[-1] - n)) for n in before]
+            kernel = torch.stack(shifted).sum(0)
+        return (kernel, *(b * self.share * math.prod(self.window) for b in bias))
 
 
 class AveragePool:
@@ -228,6 +252,16 @@ class Connection(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.source} -> {self.target}"
 
+    def prepared(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype) -> Tensors:
+        """The effective weights as many calls want them: in `dtype`, laid out for a source of `shape`."""
+        if self._maps is None:
+            return tensors
+        ready: list[Tensor] = []
+        for (linear, own), at in zip(self._parts(tensors), self.shapes(shape)[:-1], strict=True):
+            own = tuple(t.to(dtype) for t in own)
+            ready.extend(linear.prepared(own, at) if isinstance(linear, FlattenedAffine) else own)
+        return tuple(ready)
+
     def tensors(self) -> Tensors:
         """Effective weights: what the parameters have become after folding, tying or normalising."""
         if self._maps is None:
@@ -258,7 +292,7 @@ class Connection(nn.Module):
         """A(x), `[B, ...]` of the target's shape."""
         if self._maps is None:
             names = [name for name, _ in self.module.named_parameters()]
-            return functional_call(self.module, dict(zip(names, tensors, strict=True)), (x,))
+            return functional_call(self.module, dict(zip(names, tensors, strict=True)), (at_least_float32(x),))
         for linear, own in self._parts(tensors):
             x = linear.apply(own, x)
         return x
@@ -270,7 +304,7 @@ class Connection(nn.Module):
         then the adjoint is that of its derivative at `x`.
         """
         if self._maps is None:
-            return vjp(lambda x: self.apply(tensors, x), x)[1](y)[0]
+            return vjp(lambda x: self.apply(tensors, x), at_least_float32(x))[1](at_least_float32(y))[0]
         shapes = self.shapes(x.shape[1:])
         for (linear, own), shape in zip(self._parts(tensors)[::-1], shapes[-2::-1], strict=True):
             y = linear.adjoint(own, y, shape)
@@ -281,6 +315,27 @@ class Connection(nn.Module):
         assert self._maps is not None
         ends = list(accumulate(self._sizes))
         return [(m, tensors[end - n : end]) for m, n, end in zip(self._maps, self._sizes, ends, strict=True)]
+
+
+def evaluate(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)`, with the pooling behind a convolution folded into it where the registry can."""
+    if module._forward_hooks or module._forward_pre_hooks or (maps := _composition(_flat(module))) is None:
+        return module(x)
+    for linear in maps:
+        x = linear.apply(tuple(laid_out(t) for t in linear.tensors()), x)
+    return x
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def laid_out(t: Tensor) -> Tensor:
+    """Channels last, where that pays: on a CPU convolutions are faster so, and their adjoints up to
+    nine times (5x5 kernels, pooled, batch 64). Elsewhere PyTorch's own choice is kept."""
+    if t.dim() == 4 and t.device.type == "cpu":
+        return t.contiguous(memory_format=torch.channels_last)
+    return t
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
@@ -298,6 +353,8 @@ def _composition(modules: list[nn.Module]) -> list[LinearMap] | None:
         linear = REGISTRY[type_before_parametrizations(module)](module)
         if maps and _folds(maps[-1], linear):
             maps[-1] = PooledConvolution(maps[-1], linear)  # type: ignore[arg-type]
+        elif maps and _flattens(maps[-1]) and type(linear) is Affine:
+            maps[-1] = FlattenedAffine(linear.module)
         else:
             maps.append(linear)
     return maps
@@ -324,6 +381,12 @@ def _folds(first: LinearMap, second: LinearMap) -> bool:
         and set(second.padding) == {0}
         and not second.ceil_mode
     )
+
+
+def _flattens(linear: LinearMap) -> bool:
+    """Whether it flattens all but the batch."""
+    module = linear.module if isinstance(linear, Reshape) else None
+    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _symmetric_padding(module: nn.modules.conv._ConvNd) -> tuple[int, ...]:

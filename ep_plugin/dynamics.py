@@ -64,6 +64,8 @@ class Dynamics:
         step_size: how far a neuron moves towards its activation in a step.
         output: index of the layer that the readout sees.
         observe: "membrane" or "trace", what readout and contrasts see of a neuron.
+        products: dtype in which connections multiply; None for that of the values. States, forces
+            and contrasts keep the values' own.
     """
 
     activations: tuple[Activation, ...]
@@ -74,17 +76,40 @@ class Dynamics:
     step_size: float
     output: int
     observe: str
+    products: torch.dtype | None = None
 
-    def rest(self, values: Values) -> Neurons:
-        """The state that every relaxation starts from: zero."""
+    def prepared(self, values: Values) -> Values:
+        """The values as many steps want them: weights in the products' dtype and layout."""
+        shapes = self.shapes(values)
+        dtype = values.drive.dtype
+        if self.products is not None and dtype == torch.float32:
+            dtype = self.products
+        return values._replace(
+            weights=tuple(
+                c.prepared(own, shapes[c.source], dtype)
+                for c, own in zip(self.connections, values.weights, strict=True)
+            )
+        )
+
+    def sent(self, trace: Tensor) -> Tensor:
+        """A trace as `drive` wants it."""
+        if self.products is None or trace.dtype != torch.float32:
+            return trace
+        return trace.to(self.products)
+
+    def shapes(self, values: Values) -> list[Sequence[int]]:
+        """The shape of every layer, without the batch."""
         shapes: dict[int, Sequence[int]] = {0: values.drive.shape[1:]}
         pending = [c for c in self.connections if c.source != c.target]
         while pending:
             connection = next(c for c in pending if c.source in shapes)
             pending.remove(connection)
             shapes.setdefault(connection.target, connection.shapes(shapes[connection.source])[-1])
-        batch = len(values.drive)
-        zeros = [values.drive.new_zeros(batch, *shapes[l]) for l in range(len(self.activations))]
+        return [shapes[l] for l in range(len(self.activations))]
+
+    def rest(self, values: Values) -> Neurons:
+        """The state that every relaxation starts from: zero."""
+        zeros = [values.drive.new_zeros(len(values.drive), *shape) for shape in self.shapes(values)]
         if _is_channels_last(values.drive):
             zeros = [z.contiguous(memory_format=torch.channels_last) if z.dim() == 4 else z for z in zeros]
         return tuple(NeuronState(z, z, z) for z in zeros)
@@ -99,7 +124,8 @@ class Dynamics:
     ) -> Tensor:
         """What the neurons of a layer receive, `[B, ...]`, in units of the threshold's own.
 
-        `force` is added to the drive of the output layer. `out` is filled and returned, if given.
+        `traces` are as `sent` gives them and `values` as `prepared` does. `force` is added to the
+        drive of the output layer. `out` is filled and returned, if given.
         """
         terms: list[tuple[Tensor, float]] = [(values.drive, 1.0)] if layer == 0 else []
         for connection, weights in zip(self.connections, values.weights, strict=True):
@@ -111,19 +137,19 @@ class Dynamics:
                 terms.append((down, self.scales[j] / self.scales[i]))
         if force is not None and layer == self.output:
             terms.append((force, 1.0))
-        return _sum(terms, out)
+        return _sum(terms, values.drive.dtype, out)
 
     def sweep(
         self, neurons: Neurons, values: Values, time: int, force: Tensor | None = None
     ) -> tuple[Neurons, list[Tensor | None]]:
         """Every layer moves once. Returns the new states and each layer's spikes.
 
-        `force` is added to the drive of the output layer.
+        `values` are `prepared`; `force` is added to the drive of the output layer.
         """
         states = list(neurons)
         spikes: list[Tensor | None] = [None] * len(neurons)
         for group in self.order:
-            traces = [n.trace for n in states]
+            traces = [self.sent(n.trace) for n in states]
             for l in group:
                 drive = self.drive(l, traces, values, force)
                 membrane = self.activations[l].step(states[l].membrane, drive / values.thresholds[l], self.step_size)
@@ -154,9 +180,11 @@ class Dynamics:
         return total
 
 
-def _sum(terms: list[tuple[Tensor, float]], out: Tensor | None) -> Tensor:
-    """Sum of (tensor, factor); the first factor of a layer's drive is 1, or the only one."""
+def _sum(terms: list[tuple[Tensor, float]], dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """Sum of (tensor, factor) in `dtype`; the first factor of a layer's drive is 1, or the only one."""
     (total, factor), *others = terms
+    if total.dtype != dtype:
+        total = total.to(dtype) if out is None else out.copy_(total)
     if factor != 1:
         total = total * factor
     for term, factor in others:

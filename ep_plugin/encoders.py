@@ -77,11 +77,14 @@ class SigmaDelta(_Decoded):
         return _quantise(membrane, membrane, before, self.step_size(time), maximum)
 
 
+@dataclass(frozen=True)
 class PredictiveSigmaDelta(_Decoded):
     """Spikes whose trace follows the state: the quantiser is fed (r_t - (1 - lam) r_(t-1)) / lam.
 
     That is the signal which the decoder turns back into r (O'Connor et al. 2019).
     """
+
+    rate: float = 0.6
 
     def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         lam = self.step_size(time)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ep_plugin.checks import chosen, fraction
-from ep_plugin.connections import Connection
+from ep_plugin.connections import Connection, at_least_float32, evaluate, laid_out
 from ep_plugin.dynamics import Dynamics, Values
 from ep_plugin.encoders import Encoder, as_encoder
 from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
@@ -191,18 +191,18 @@ class ConvergentNetwork(nn.Module):
 
     def infer(self, x: Tensor) -> tuple[Tensor, Equilibrium]:
         """What `forward` returns, and the equilibrium that it was read from (without a graph)."""
-        values = self._values(x)
+        values, dynamics = self._values(x), self.dynamics()
         with torch.autocast(values.drive.device.type, enabled=False):
-            state, equilibrium = self.gradient.equilibrium(self.dynamics(), values, self.relaxation)
+            state, equilibrium = self.gradient.equilibrium(dynamics, values, self.relaxation)
         self._require_finite_states(equilibrium)
         return self.readout(state), equilibrium
 
     @torch.no_grad()
     def relax(self, x: Tensor) -> Equilibrium:
         """The free phase alone."""
-        values = self._values(x)
+        values, dynamics = self._values(x), self.dynamics()
         with torch.autocast(values.drive.device.type, enabled=False):
-            _, equilibrium = relax(self.dynamics(), values, self.relaxation)
+            _, equilibrium = relax(dynamics, values, self.relaxation)
         self._require_finite_states(equilibrium)
         return equilibrium
 
@@ -214,7 +214,7 @@ class ConvergentNetwork(nn.Module):
         return self.dynamics().energy(states, self._values_of_drive(drive))
 
     def dynamics(self) -> Dynamics:
-        """The equations under the present settings."""
+        """The equations under the present settings, with products in autocast's dtype if it is on."""
         return Dynamics(
             activations=tuple(layer.activation for layer in self._layers()),
             scales=self._scales(),
@@ -224,7 +224,13 @@ class ConvergentNetwork(nn.Module):
             step_size=self.relaxation.step_size,
             output=len(self.layers) - 1,
             observe=self.observe,
+            products=self._products(),
         )
+
+    def _products(self) -> torch.dtype | None:
+        """The dtype that autocast asks for, if it is on where the parameters are."""
+        device = next((t.device.type for t in (*self.parameters(), *self.buffers())), "cpu")
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -261,7 +267,7 @@ class ConvergentNetwork(nn.Module):
     def _values(self, x: Tensor) -> Values:
         _check_input(x, self.stem)
         try:
-            drive = self.stem(x)
+            drive = evaluate(self.stem, x)
         except RuntimeError as error:
             raise ValueError(
                 f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"
@@ -272,8 +278,8 @@ class ConvergentNetwork(nn.Module):
         thresholds = tuple(layer.threshold for layer in self._layers())
         weights = tuple(c.tensors() for c in self._edges())
         values = Values(drive, thresholds, weights)
-        # Under autocast the stem computes in half precision; states, forces and contrasts never do.
-        values = values.like([_laid_out(_at_least_float32(t)) for t in values.flat()])
+        # Under autocast stem and products compute in half precision; states, forces and contrasts never do.
+        values = values.like([laid_out(at_least_float32(t)) for t in values.flat()])
         require_finite(
             "a value",
             values.flat(),
@@ -330,18 +336,6 @@ class ConvergentNetwork(nn.Module):
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     """Whether a tensor of `shape` combines with one of `target` without changing its shape."""
     return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False))
-
-
-def _laid_out(t: Tensor) -> Tensor:
-    # On a CPU the convolutions are faster with channels last, and their adjoints up to nine times
-    # (5x5 kernels, pooled, batch 64). Elsewhere PyTorch's own choice is kept.
-    if t.dim() == 4 and t.device.type == "cpu":
-        return t.contiguous(memory_format=torch.channels_last)
-    return t
-
-
-def _at_least_float32(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _check_graph(layers: int, connections: Sequence[Connection]) -> None:

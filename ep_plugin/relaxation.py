@@ -35,8 +35,8 @@ class Relaxation:
         ValueError, TypeError: a value is out of its range.
     """
 
-    steps: int = 20
-    step_size: float = 0.5
+    steps: int = 15
+    step_size: float = 0.85
     order: str = "alternating"
     tolerance: float | None = None
 
@@ -85,7 +85,7 @@ def observe_phase(
 ) -> Phase:
     """`steps` steps from `neurons` on. Only what is observed is kept: the nudged phases' relaxation."""
     window = _Window(steps, dynamics.encoder.spiking)
-    phase = stepper(dynamics, values, neurons, force)
+    phase = stepper(dynamics, dynamics.prepared(values), neurons, force)
     for step in range(steps):
         phase.step(time + step + 1)
         window.see(step, [getattr(n, dynamics.observe) for n in phase.neurons])
@@ -101,7 +101,7 @@ def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[P
     moving = torch.ones(len(values.drive), dtype=torch.bool, device=values.drive.device)
     change = torch.zeros(len(values.drive), dtype=values.drive.dtype, device=values.drive.device)
     fired = change.new_zeros(len(neurons), len(change))
-    phase = stepper(dynamics, values, neurons)
+    phase = stepper(dynamics, dynamics.prepared(values), neurons)
     step = 0
     for step in range(relaxation.steps):
         last = step + 1 == relaxation.steps

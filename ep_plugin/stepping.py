@@ -48,20 +48,27 @@ class _InPlace:
         self.neurons = tuple(NeuronState(*(t.clone() for t in n)) for n in neurons)
         self.spare = [torch.empty_like(n.membrane) for n in neurons]
 
+    @property
+    def neurons(self) -> Neurons:
+        return self._neurons
+
+    @neurons.setter
+    def neurons(self, neurons: Neurons) -> None:
+        self._neurons, self.sent = neurons, [self.dynamics.sent(n.trace) for n in neurons]
+
     def step(self, time: int) -> list[Tensor | None]:
         dynamics, values = self.dynamics, self.values
-        states = list(self.neurons)
+        states = list(self._neurons)
         spikes: list[Tensor | None] = [None] * len(states)
         for group in dynamics.order:
-            traces = [n.trace for n in states]
             for l in group:  # all drives first: the layers of a group see each other before they move
-                dynamics.drive(l, traces, values, self.force, out=self.spare[l])
+                dynamics.drive(l, self.sent, values, self.force, out=self.spare[l])
             for l in group:
                 activation, before, membrane = dynamics.activations[l], states[l], self.spare[l]
                 activation.step_(before.membrane, membrane.div_(values.thresholds[l]), dynamics.step_size)
                 states[l], spikes[l] = self.encode(dynamics.encoder, membrane, before, time, activation.maximum)
-                self.spare[l] = before.membrane
-        self.neurons = tuple(states)
+                self.spare[l], self.sent[l] = before.membrane, dynamics.sent(states[l].trace)
+        self._neurons = tuple(states)
         return spikes
 
 

@@ -49,6 +49,7 @@ def main(
     learning_rate: float = 1e-3,
     encoder: str = "predictive",
     observe: str = "membrane",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Products in bfloat16, by autocast.")] = False,
     seed: int = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
@@ -67,7 +68,7 @@ def main(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     record = {
         "data": data, "epochs": epochs, "batches": steps, "batch_size": batch_size, "seed": seed,
-        "learning_rate": learning_rate, "encoder": encoder, "observe": observe, "feedback": model.feedback,
+        "learning_rate": learning_rate, "encoder": encoder, "observe": observe, "bfloat16": bfloat16, "feedback": model.feedback,
         "relaxation": str(model.relaxation), "gradient": str(model.gradient),
         "environment": {
             "python": platform.python_version(), "torch": torch.__version__,
@@ -78,7 +79,8 @@ def main(
     start = time.perf_counter()
     for epoch in range(epochs):
         for batch in islice(torch.randperm(len(x)).split(batch_size), steps):
-            loss = F.cross_entropy(model(x[batch]), y[batch])
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = F.cross_entropy(model(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -50,7 +50,7 @@ class EquilibriumPropagation:
     """
 
     beta: float = 3.0
-    steps: int = 10
+    steps: int = 8
     nudging: str = "symmetric"
 
     def __post_init__(self) -> None:

@@ -58,7 +58,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        graded = replace(ctx.dynamics, encoder=Graded(), step_size=1.0)
+        graded = replace(ctx.dynamics, encoder=Graded(), step_size=1.0, products=None)
         needed = ctx.needs_input_grad[4:]
         flat = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
         states = [s.detach().requires_grad_() for s in ctx.observed]

@@ -53,7 +53,7 @@ class ConvergentLeaky(snn.Leaky):
         *,
         encoder: str | Encoder = "predictive",
         activation: str | Activation | Elementwise = "hard_sigmoid",
-        step_size: float = 0.5,
+        step_size: float = 0.85,
         learn_threshold: bool = False,
     ) -> None:
         super().__init__(beta=beta, threshold=threshold, learn_threshold=learn_threshold)

@@ -16,7 +16,11 @@ def model_of(*modules, **options):
 
 def test_parameters_are_shared():
     net = nn.Sequential(
-        nn.Linear(4, 3), snn.Leaky(beta=0.5, learn_threshold=True), nn.Linear(3, 2), snn.Leaky(beta=0.5)
+        nn.Linear(4, 3),
+        snn.Leaky(beta=0.5, learn_threshold=True),
+        nn.Linear(3, 2),
+        snn.Leaky(beta=0.5),
+        nn.Linear(2, 2),
     )
     model = ep.convert(net)
     assert {p.data_ptr() for p in net.parameters()} == {p.data_ptr() for p in model.parameters()}
