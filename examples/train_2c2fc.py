@@ -68,8 +68,8 @@ def main(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     record = {
         "data": data, "epochs": epochs, "batches": steps, "batch_size": batch_size, "seed": seed,
-        "learning_rate": learning_rate, "encoder": encoder, "observe": observe, "bfloat16": bfloat16, "feedback": model.feedback,
-        "relaxation": str(model.relaxation), "gradient": str(model.gradient),
+        "learning_rate": learning_rate, "encoder": encoder, "observe": observe, "bfloat16": bfloat16,
+        "feedback": model.feedback, "relaxation": str(model.relaxation), "gradient": str(model.gradient),
         "environment": {
             "python": platform.python_version(), "torch": torch.__version__,
             "threads": torch.get_num_threads(), "machine": platform.machine(),

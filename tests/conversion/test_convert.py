@@ -16,9 +16,9 @@ def model_of(*modules, **options):
 
 def test_parameters_are_shared():
     net = nn.Sequential(
-        nn.Linear(4, 3),
+        nn.Linear(4, 8),
         snn.Leaky(beta=0.5, learn_threshold=True),
-        nn.Linear(3, 2),
+        nn.Linear(8, 2),
         snn.Leaky(beta=0.5),
         nn.Linear(2, 2),
     )
