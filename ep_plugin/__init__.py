@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from ep_plugin.network import Layer as Layer
     from ep_plugin.neurons.activations import Activation as Activation
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
+    from ep_plugin.profiling import profile as profile
     from ep_plugin.relaxation import Equilibrium as Equilibrium
     from ep_plugin.relaxation import Relaxation as Relaxation
 
@@ -61,6 +62,7 @@ _HOME = {
     "convert": "conversion",
     "gradient_agreement": "gradients.agreement",
     "initialize_": "initialization",
+    "profile": "profiling",
 }
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from ep_plugin.connections import Connection
 from ep_plugin.encoders import Encoder, NeuronState
 from ep_plugin.neurons.activations import Activation
+from ep_plugin.profiling import section
 
 Neurons = tuple[NeuronState, ...]
 
@@ -131,9 +132,11 @@ class Dynamics:
         for connection, weights in zip(self.connections, values.weights, strict=True):
             i, j = connection.source, connection.target
             if j == layer:
-                terms.append((connection.apply(weights, traces[i]), 1.0))
+                with section(f"{i} -> {j} up"):
+                    terms.append((connection.apply(weights, traces[i]), 1.0))
             if i == layer:
-                down = connection.adjoint(weights, traces[j], traces[i])
+                with section(f"{i} -> {j} down"):
+                    down = connection.adjoint(weights, traces[j], traces[i])
                 terms.append((down, self.scales[j] / self.scales[i]))
         if force is not None and layer == self.output:
             terms.append((force, 1.0))

@@ -1,5 +1,7 @@
 """Reference nets, as snnTorch users write them."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 
@@ -40,3 +42,11 @@ def perceptron(inputs: int = 784, hidden: int = 500, classes: int = 10, leak: fl
         *(nn.Flatten(), nn.Linear(inputs, hidden), _neuron(leak)),
         nn.Linear(hidden, classes),
     )
+
+
+REFERENCE_NETS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
+    "2c2fc": (convolutional_2c2fc, (1, 28, 28)),
+    "perceptron": (perceptron, (1, 28, 28)),
+    "digits": (small_convolutional, (1, 8, 8)),
+}
+"""Name -> the net and the shape of an input, without the batch."""

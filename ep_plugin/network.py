@@ -13,6 +13,7 @@ from ep_plugin.encoders import Encoder, as_encoder
 from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.gradients.estimator import GradientEstimator, require_finite
 from ep_plugin.neurons.activations import Activation, as_activation
+from ep_plugin.profiling import section
 from ep_plugin.relaxation import ORDERS, Equilibrium, Relaxation, relax
 
 OBSERVED = {"membrane": "r, the neurons' own states", "trace": "u, what their spikes tell"}
@@ -195,7 +196,8 @@ class ConvergentNetwork(nn.Module):
         with torch.autocast(values.drive.device.type, enabled=False):
             state, equilibrium = self.gradient.equilibrium(dynamics, values, self.relaxation)
         self._require_finite_states(equilibrium)
-        return self.readout(state), equilibrium
+        with section("readout and loss"):
+            return self.readout(state), equilibrium
 
     @torch.no_grad()
     def relax(self, x: Tensor) -> Equilibrium:
@@ -267,7 +269,8 @@ class ConvergentNetwork(nn.Module):
     def _values(self, x: Tensor) -> Values:
         _check_input(x, self.stem)
         try:
-            drive = evaluate(self.stem, x)
+            with section("stem"):
+                drive = evaluate(self.stem, x)
         except RuntimeError as error:
             raise ValueError(
                 f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ep_plugin.dynamics import Dynamics, Neurons, Values
 from ep_plugin.encoders import Graded, NeuronState, PredictiveSigmaDelta, SigmaDelta
+from ep_plugin.profiling import section
 
 
 class Stepper(Protocol):
@@ -65,9 +66,10 @@ class _InPlace:
                 dynamics.drive(l, self.sent, values, self.force, out=self.spare[l])
             for l in group:
                 activation, before, membrane = dynamics.activations[l], states[l], self.spare[l]
-                activation.step_(before.membrane, membrane.div_(values.thresholds[l]), dynamics.step_size)
-                states[l], spikes[l] = self.encode(dynamics.encoder, membrane, before, time, activation.maximum)
-                self.spare[l], self.sent[l] = before.membrane, dynamics.sent(states[l].trace)
+                with section(f"layer {l} neurons"):
+                    activation.step_(before.membrane, membrane.div_(values.thresholds[l]), dynamics.step_size)
+                    states[l], spikes[l] = self.encode(dynamics.encoder, membrane, before, time, activation.maximum)
+                    self.spare[l], self.sent[l] = before.membrane, dynamics.sent(states[l].trace)
         self._neurons = tuple(states)
         return spikes
 

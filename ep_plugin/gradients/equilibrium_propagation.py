@@ -19,6 +19,7 @@ from ep_plugin.checks import chosen, count, positive
 from ep_plugin.dynamics import Dynamics, Neurons, Values
 from ep_plugin.encoders import NeuronState
 from ep_plugin.gradients.estimator import require_finite
+from ep_plugin.profiling import section
 from ep_plugin.relaxation import Equilibrium, Phase, Relaxation, observe_phase, relax
 
 NUDGINGS = {
@@ -59,7 +60,7 @@ class EquilibriumPropagation:
         chosen("nudging", self.nudging, NUDGINGS)
 
     def equilibrium(self, dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[Tensor, Equilibrium]:
-        with torch.no_grad():
+        with torch.no_grad(), section("free phase"):
             free, equilibrium = relax(dynamics, values.detach(), relaxation)
         return _Nudge.apply(self, dynamics, free, values, *values.flat()), equilibrium
 
@@ -98,17 +99,13 @@ class _Nudge(torch.autograd.Function):
             2, *[1] * (direction.dim() - 1)
         )
         force = push * (-rule.beta / dynamics.scales[dynamics.output])
-        nudged = observe_phase(
-            dynamics,
-            values._replace(drive=torch.cat([values.drive] * 2)),
-            _twice(free.neurons),
-            free.time,
-            rule.steps,
-            force,
-        )
+        with section("nudged phases"):
+            both = values._replace(drive=torch.cat([values.drive] * 2))
+            nudged = observe_phase(dynamics, both, _twice(free.neurons), free.time, rule.steps, force)
         weight = length / ((a - b) * rule.beta)
         needed = list(ctx.needs_input_grad[4:])
-        contrast = _contrast(dynamics, values, nudged.observed, torch.cat([weight, -weight]), needed)
+        with section("contrast"):
+            contrast = _contrast(dynamics, values, nudged.observed, torch.cat([weight, -weight]), needed)
         named = _names(values)
         found = [(g, n) for g, n in zip(contrast, named, strict=True) if g is not None]
         require_finite("the gradient", [g for g, _ in found], [n for _, n in found])

@@ -1,0 +1,151 @@
+"""Where the time of a training step goes: phase by phase, and in each phase layer by layer."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ep_plugin.checks import count
+
+Place = tuple[str, ...]
+
+_IDLE = nullcontext()
+_active: "_Recorder | None" = None  # set within `profile` alone
+
+
+def section(name: str) -> AbstractContextManager[None]:
+    """Marks a part of the work under its name. Costs next to nothing unless a profile is being taken."""
+    return _IDLE if _active is None else _active.section(name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of a training step.
+
+    Attributes:
+        phase: "stem", "free phase", "readout and loss", "nudged phases", "contrast", "other".
+        name: what of the phase: "0 -> 1 up", "0 -> 1 down", "layer 1 neurons", or "rest".
+        calls: how often it ran in one training step.
+        seconds: time of all these calls.
+    """
+
+    phase: str
+    name: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A training step's parts in the order they first ran.
+
+    Attributes:
+        parts: means over the repetitions; their seconds add up to `profiled`.
+        seconds: median time of a step that is not profiled.
+        profiled: mean time of a profiled step: more, as the clock is read so often.
+    """
+
+    parts: tuple[Part, ...]
+    seconds: float
+    profiled: float
+
+
+def profile(
+    model: torch.nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = torch.nn.functional.cross_entropy,
+    repeats: int = 10,
+) -> Profile:
+    """Times `repeats` training steps (the loss and its gradients, no optimizer).
+
+    Gradients that the parameters hold are lost. Autocast around the call holds for the steps too.
+
+    Args:
+        model: a `ConvergentNetwork`, with any gradient estimator.
+        x, y: one batch, `[B, ...]` and what the loss wants.
+        loss: of (output, y).
+        repeats: 1 or more.
+
+    Raises:
+        ValueError, TypeError: what `ConvergentNetwork.forward` raises, or a wrong `repeats`.
+    """
+    count("repeats", repeats)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        output = model(x)
+        with section("readout and loss"):
+            value = loss(output, y)
+        # The nudged phases run in the backward pass, which is outside autocast as PyTorch advises.
+        with torch.autocast(x.device.type, enabled=False):
+            value.backward()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+
+    step()
+    plain = [_timed(step) for _ in range(repeats)]
+    recorder = _Recorder(x.device)
+    with _recording(recorder):
+        total = sum(_timed(step) for _ in range(repeats))
+    return Profile(tuple(recorder.parts(repeats, total)), median(plain), total / repeats)
+
+
+def _timed(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _recording(recorder: "_Recorder") -> Iterator[None]:
+    global _active
+    if _active is not None:
+        raise RuntimeError("a profile is being taken already; expected one at a time")
+    _active = recorder
+    try:
+        yield
+    finally:
+        _active = None
+
+
+class _Recorder:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.open: Place = ()
+        self.seconds: dict[Place, float] = defaultdict(float)
+        self.calls: dict[Place, int] = defaultdict(int)
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        outer, self.open = self.open, (*self.open, name)
+        place = self.open
+        self.seconds[place] += 0.0  # in the order of their first start
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[place] += self._now() - start
+            self.calls[place] += 1
+            self.open = outer
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def parts(self, repeats: int, total: float) -> Iterator[Part]:
+        phases = [place for place in self.seconds if len(place) == 1]
+        for phase in phases:
+            inner = [place for place in self.seconds if len(place) == 2 and place[:1] == phase]
+            for place in inner:
+                yield Part(place[0], place[1], self.calls[place] // repeats, self.seconds[place] / repeats)
+            rest = self.seconds[phase] - sum(self.seconds[place] for place in inner)
+            yield Part(phase[0], "rest" if inner else "all", self.calls[phase] // repeats, rest / repeats)
+        other = total - sum(self.seconds[phase] for phase in phases)
+        yield Part("other", "all", 1, other / repeats)
