@@ -68,10 +68,10 @@ class FlattenedAffine(Affine):
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
         weight = tensors[0]
         if weight.dim() != 4:
-            return (y @ weight.flatten(1)).view(-1, *shape)
+            return (y @ weight.flatten(1)).view(len(y), *shape)
         channels, *place = shape
         back = y @ weight.permute(0, 2, 3, 1).flatten(1)
-        return back.view(-1, *place, channels).permute(0, 3, 1, 2)
+        return back.view(len(y), *place, channels).permute(0, 3, 1, 2)
 
 
 class Convolution:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection
+from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection, evaluate
 
 ints = st.integers
 
@@ -86,8 +86,27 @@ def test_adjoint(kind):
         module, shape = case
         with torch.inference_mode():
             assert_adjoint(Connection(module.double(), 0, 1), shape, batch)
+            assert_same_when_prepared(module, shape, batch)
 
     check()
+
+
+def assert_same_when_prepared(module, shape, batch):
+    """The fast paths: weights laid out once, and the stem's folding."""
+    connection = Connection(module, 0, 1)
+    x = torch.randn(batch, *shape, dtype=torch.float64)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    expected = module(x)
+    tensors = connection.prepared(connection.tensors(), shape, torch.float64)
+    y = torch.randn_like(expected)
+    plain = connection.adjoint(connection.tensors(), y, x)
+    for found, wanted in (
+        (connection.apply(tensors, x), expected),
+        (connection.adjoint(tensors, y, x), plain),
+        (evaluate(module, x), expected),
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -137,7 +156,18 @@ def test_adjoint_of_the_rest(module, shape):
     connection = Connection(module.double(), 0, 1)
     with torch.inference_mode():
         assert_adjoint(connection, shape)
+        assert_same_when_prepared(module, shape, 3)
 
 
 def test_nothing_is_both_registered_and_differentiated():
     assert not set(DIFFERENTIATED) & set(REGISTRY)
+
+
+def test_hooks_of_a_stem_still_run():
+    calls = []
+    stem = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2))
+    for module in (stem, stem[0]):
+        handle = module.register_forward_hook(lambda *_: calls.append(1))
+        evaluate(stem, torch.rand(1, 1, 8, 8))
+        handle.remove()
+    assert len(calls) == 2

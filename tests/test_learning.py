@@ -43,9 +43,16 @@ def test_200_batches(trained, mnist):
 
 
 @pytest.mark.parametrize(
-    ("nudging", "least"), [("symmetric", 0.95), ("positive", 0.9), ("negative", 0.9), ("random_sign", 0.9)]
+    ("nudging", "half", "least"),
+    [
+        ("symmetric", False, 0.95),
+        ("symmetric", True, 0.95),
+        ("positive", False, 0.9),
+        ("negative", False, 0.9),
+        ("random_sign", False, 0.9),
+    ],
 )
-def test_spikes_follow_the_graded_gradient(nudging, least, trained, mnist):
+def test_spikes_follow_the_graded_gradient(nudging, half, least, trained, mnist):
     """Default settings against converged graded EP at the same beta and nudging.
 
     Over 1,536 images: in one batch of 256 a few misclassified images make up most of the gradient,
@@ -59,18 +66,25 @@ def test_spikes_follow_the_graded_gradient(nudging, least, trained, mnist):
     graded.gradient = ep.EquilibriumPropagation(beta, 60, nudging)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:1536]
 
-    def gradients(model):
+    def gradients(model, half):
         torch.manual_seed(5)  # the same random signs for both
         parameters = list(model.parameters())
-        parts = [torch.autograd.grad(F.cross_entropy(model(x[b]), y[b]), parameters) for b in chosen.split(256)]
+        parts = []
+        for b in chosen.split(256):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = F.cross_entropy(model(x[b]), y[b])
+            parts.append(torch.autograd.grad(loss, parameters))
         return [sum(own) for own in zip(*parts, strict=True)]
 
     names = [n for n, _ in trained.named_parameters()]
     agreement = {}
-    for name, a, b in zip(names, gradients(spiking), gradients(graded), strict=True):
+    for name, a, b in zip(names, gradients(spiking, half), gradients(graded, False), strict=True):
         if name.endswith("weight"):
             cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
             agreement[name] = cosine, (a.norm() / b.norm()).item()
     for name, (cosine, ratio) in agreement.items():
-        print(f"\n{nudging:12} {name:32} cosine {cosine:.3f}, norm ratio {ratio:.2f}", end="")
+        print(
+            f"\n{nudging:12} {'bfloat16' if half else 'float32':9} {name:32} cosine {cosine:.3f}, norm ratio {ratio:.2f}",
+            end="",
+        )
     assert min(cosine for cosine, _ in agreement.values()) >= least

@@ -16,25 +16,28 @@ from ep_plugin.stepping import _OutOfPlace
 ENCODERS = ["graded", "sigma_delta", "predictive"]
 
 
-def outcome(model, x):
+def outcome(model, x, half=False):
     """Everything that a training step yields."""
     x = x.clone().requires_grad_()
-    output, equilibrium = model.infer(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output, equilibrium = model.infer(x)
+    output = output.float() if half else output
     gradients = torch.autograd.grad(F.cross_entropy(output, torch.arange(len(x)) % 5), [x, *model.parameters()])
     return [output, *equilibrium.states, *equilibrium.traces, equilibrium.residual, *gradients]
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("order", ["alternating", "simultaneous"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_in_place_equals_out_of_place(name, encoder, order, monkeypatch):
+def test_in_place_equals_out_of_place(name, encoder, order, half, monkeypatch):
     torch.manual_seed(0)
     model, x = PROBLEMS[name]()
     model.encoder, model.relaxation = encoder, ep.Relaxation(9, order=order)
     model.gradient = ep.EquilibriumPropagation(0.5, 6)
-    fast = outcome(model, x)
+    fast = outcome(model, x, half)
     monkeypatch.setattr(relaxation, "stepper", _OutOfPlace_from_stepper)
-    plain = outcome(model, x)
+    plain = outcome(model, x, half)
     assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
 
 
@@ -50,11 +53,12 @@ def _OutOfPlace_from_stepper(dynamics, values, neurons, force=None):
     observe=st.sampled_from(["membrane", "trace"]),
     steps=st.integers(1, 12),
     step_size=st.sampled_from([0.3, 1.0]),
+    half=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(deadline=None, max_examples=60)
 def test_in_place_equals_out_of_place_on_random_graphs(
-    sizes, skips, activation, encoder, observe, steps, step_size, seed
+    sizes, skips, activation, encoder, observe, steps, step_size, half, seed
 ):
     torch.manual_seed(seed)
     edges = [(l, l + 1) for l in range(len(sizes) - 1)]
@@ -69,10 +73,10 @@ def test_in_place_equals_out_of_place_on_random_graphs(
         relaxation=ep.Relaxation(steps, step_size=step_size),
         gradient=ep.EquilibriumPropagation(0.5, steps),
     )
-    fast = outcome(model, x)
+    fast = outcome(model, x, half)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relaxation, "stepper", _OutOfPlace_from_stepper)
-        plain = outcome(model, x)
+        plain = outcome(model, x, half)
     assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
 
 
@@ -112,3 +116,31 @@ def _leaky():
     import snntorch as snn
 
     return [snn.Leaky(beta=0.5)]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_autocast_rounds_products_alone(name, monkeypatch):
+    """Products in bfloat16: states are off by its rounding, contrasts and gradients stay float32."""
+    torch.manual_seed(0)
+    model, x = PROBLEMS[name]()
+    model.relaxation, model.gradient = ep.Relaxation(40), ep.EquilibriumPropagation(3.0, 30)
+    seen = set()
+    apply = connections.Connection.apply
+
+    def watched(self, tensors, x):
+        seen.add((x.dtype, torch.is_grad_enabled()))
+        return apply(self, tensors, x)
+
+    monkeypatch.setattr(connections.Connection, "apply", watched)
+    exact, seen_exactly = outcome(model, x), set(seen)
+    seen.clear()
+    rounded = outcome(model, x, half=True)
+    assert seen_exactly == {(torch.float32, False), (torch.float32, True)}
+    assert seen == {(torch.bfloat16, False), (torch.float32, True)}  # relaxations, contrast
+    states = len(model.layers)
+    for a, b in zip(rounded[1 : 1 + states], exact[1 : 1 + states], strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    for a, b in zip(rounded[2 + 2 * states :], exact[2 + 2 * states :], strict=True):
+        assert a.dtype == torch.float32
+        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.98
