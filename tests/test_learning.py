@@ -82,9 +82,10 @@ def test_spikes_follow_the_graded_gradient(nudging, half, least, trained, mnist)
         if name.endswith("weight"):
             cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
             agreement[name] = cosine, (a.norm() / b.norm()).item()
+    dtype = "bfloat16" if half else "float32"
     for name, (cosine, ratio) in agreement.items():
         print(
-            f"\n{nudging:12} {'bfloat16' if half else 'float32':9} {name:32} cosine {cosine:.3f}, norm ratio {ratio:.2f}",
+            f"\n{nudging:12} {dtype:9} {name:32} cosine {cosine:.3f}, norm ratio {ratio:.2f}",
             end="",
         )
     assert min(cosine for cosine, _ in agreement.values()) >= least
