@@ -58,11 +58,12 @@ def pytest_terminal_summary(terminalreporter, config):
     from rich.table import Table
 
     rows = summary(config)
-    for net, batch in dict.fromkeys((r["net"], r["batch"]) for r in rows):
+    timed = [r for r in rows if "seconds" in r or "peak_memory_mb" in r]
+    for net, batch in dict.fromkeys((r["net"], r["batch"]) for r in timed):
         table = Table(title=f"{net}, batch {batch}", title_justify="left")
         for heading in ("", "ms a batch", "of ep-spiking", "peak memory above start"):
             table.add_column(heading, justify="right" if heading else "left")
-        for row in rows:
+        for row in timed:
             if (row["net"], row["batch"]) == (net, batch):
                 table.add_row(
                     row["contender"],
@@ -73,4 +74,6 @@ def pytest_terminal_summary(terminalreporter, config):
         Console().print(table)
     for row in rows:
         if "seconds_to_97" in row:
-            Console().print(f"{row['net']} {row['contender']}: {row['seconds_to_97']:.1f} s to 97 % test accuracy")
+            Console().print(f"{row['net']}, {row['contender']}: {row['seconds_to_97']:.1f} s to 97 % test accuracy")
+        if "seconds_to_import" in row:
+            Console().print(f"import {row['contender']}: {row['seconds_to_import']:.2f} s")

@@ -1,11 +1,15 @@
 """Seconds of training, data loading included, until the 2C2FC net knows 97 % of MNIST's test images.
 
 Test images are only looked at for the stop; the time this takes is not counted. Each contender has
-the learning rate that was fastest for it among 0.0005, 0.001, 0.002 and 0.004.
+the settings that were fastest for it with seed 0: of the learning rates 0.0005, 0.001, 0.002, 0.004
+and 0.008, of float32 and bfloat16 products, and for EP of 15/8, 10/5 and 8/4 steps, feedback 0.05,
+0.15 and 0.3, and beta 1 and 3. Early in training a rough gradient does. EP at its default settings
+runs beside them.
 """
 
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -22,9 +26,9 @@ TARGET, BATCH, BATCHES_BETWEEN_LOOKS, MOST = 0.97, 64, 25, 938
 
 
 class EquilibriumPropagation(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, **options) -> None:
         super().__init__()
-        self.model = ep.convert(ep.initialize_(convolutional_2c2fc()))
+        self.model = ep.convert(ep.initialize_(convolutional_2c2fc()), **options)
 
     def forward(self, x):
         return self.model(x)
@@ -62,11 +66,14 @@ class FoldedBackpropagation(Backpropagation):
         return self.readout(total / self.steps)
 
 
+few_steps = partial(
+    EquilibriumPropagation, feedback=0.05, relaxation=ep.Relaxation(8), gradient=ep.EquilibriumPropagation(steps=4)
+)
 CONTENDERS = {  # model, products in bfloat16, learning rate
-    "ep-spiking": (EquilibriumPropagation, False, 0.001),
-    "ep-spiking-bfloat16": (EquilibriumPropagation, True, 0.001),
-    "bptt-25": (Backpropagation, False, 0.001),
-    "bptt-25-folded": (FoldedBackpropagation, False, 0.001),
+    "ep-spiking, defaults": (EquilibriumPropagation, False, 0.002),
+    "ep-spiking": (few_steps, True, 0.002),
+    "bptt-25": (Backpropagation, True, 0.004),
+    "bptt-25-folded": (FoldedBackpropagation, True, 0.004),
 }
 
 
@@ -101,8 +108,8 @@ def seconds_to_target(contender: str, data_dir: str, seed: int, lr: float | None
     return float("inf"), MOST
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_seconds_to_97_percent(contender, seed, data_dir, record):
     seconds, batches = seconds_to_target(contender, data_dir, seed)
     record("seconds_to_97", f"2c2fc on mnist, seed {seed}", BATCH, contender, seconds)
