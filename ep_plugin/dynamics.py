@@ -110,10 +110,13 @@ class Dynamics:
 
     def rest(self, values: Values) -> Neurons:
         """The state that every relaxation starts from: zero."""
-        zeros = [values.drive.new_zeros(len(values.drive), *shape) for shape in self.shapes(values)]
-        if _is_channels_last(values.drive):
-            zeros = [z.contiguous(memory_format=torch.channels_last) if z.dim() == 4 else z for z in zeros]
-        return tuple(NeuronState(z, z, z) for z in zeros)
+        last = _is_channels_last(values.drive)
+
+        def zeros(shape: Sequence[int]) -> Tensor:
+            z = values.drive.new_zeros(len(values.drive), *shape)
+            return z.contiguous(memory_format=torch.channels_last) if last and z.dim() == 4 else z
+
+        return tuple(NeuronState(zeros(shape), zeros(shape), zeros(shape)) for shape in self.shapes(values))
 
     def drive(
         self,

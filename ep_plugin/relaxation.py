@@ -83,7 +83,7 @@ class Phase(NamedTuple):
 def observe_phase(
     dynamics: Dynamics, values: Values, neurons: Neurons, time: int, steps: int, force: Tensor | None = None
 ) -> Phase:
-    """`steps` steps from `neurons` on. Only what is observed is kept: the nudged phases' relaxation."""
+    """`steps` steps from `neurons` on, which it takes over. Only what is observed is kept: a nudged phase."""
     window = _Window(steps, dynamics.encoder.spiking)
     phase = stepper(dynamics, dynamics.prepared(values), neurons, force)
     for step in range(steps):
@@ -96,7 +96,7 @@ def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[P
     """The free phase, from rest."""
     neurons = dynamics.rest(values)
     spiking = dynamics.encoder.spiking
-    membranes, traces = _Window(relaxation.steps, spiking), _Window(relaxation.steps, spiking)
+    membranes, traces = _Window(relaxation.steps, spiking, halves=True), _Window(relaxation.steps, spiking)
     stopping = relaxation.tolerance if not spiking else None
     moving = torch.ones(len(values.drive), dtype=torch.bool, device=values.drive.device)
     change = torch.zeros(len(values.drive), dtype=values.drive.dtype, device=values.drive.device)
@@ -127,24 +127,27 @@ def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[P
             traces.stop([n.trace for n in neurons])
             break
     residual = membranes.drift() if spiking else change.detach()
-    observed = membranes if dynamics.observe == "membrane" else traces
+    means = {"membrane": membranes.mean(), "trace": traces.mean()}
     equilibrium = Equilibrium(
-        states=tuple(s.detach() for s in membranes.mean()),
-        traces=tuple(s.detach() for s in traces.mean()),
+        states=tuple(s.detach() for s in means["membrane"]),
+        traces=tuple(s.detach() for s in means["trace"]),
         spikes=fired if spiking else None,
         residual=residual,
         steps=step + 1,
         converged=None if relaxation.tolerance is None else residual <= relaxation.tolerance,
     )
-    return Phase(neurons, observed.mean(), step + 1), equilibrium
+    return Phase(neurons, means[dynamics.observe], step + 1), equilibrium
 
 
 class _Window:
-    """Mean over the last half of a phase. Graded states have no noise to average: their last one."""
+    """Mean over the last half of a phase. Graded states have no noise to average: their last one.
 
-    def __init__(self, steps: int, spiking: bool) -> None:
+    `halves` keeps what `drift` compares.
+    """
+
+    def __init__(self, steps: int, spiking: bool, halves: bool = False) -> None:
         self.length = steps - steps // 2 if spiking else 1
-        self.start = steps - self.length
+        self.start, self.halves = steps - self.length, halves
         self.total: list[Tensor] = []
         self.middle: list[Tensor] = []
 
@@ -154,14 +157,15 @@ class _Window:
         elif step > self.start:
             for total, state in zip(self.total, states, strict=True):
                 total += state
-        if step == self.start + self.length // 2 - 1:
+        if self.halves and step == self.start + self.length // 2 - 1:
             self.middle = [t.detach().clone() for t in self.total]
 
     def stop(self, states: list[Tensor]) -> None:
         self.total = states
 
     def mean(self) -> tuple[Tensor, ...]:
-        return tuple(t / self.length for t in self.total)
+        """The mean, which takes the place of the sum."""
+        return tuple(self.total if self.length == 1 else (t.div_(self.length) for t in self.total))
 
     def drift(self) -> Tensor:
         """Largest difference between the means of the window's two halves, for each sample."""

@@ -24,7 +24,7 @@ class Stepper(Protocol):
 
 
 def stepper(dynamics: Dynamics, values: Values, neurons: Neurons, force: Tensor | None = None) -> Stepper:
-    """Steps from `neurons` on, which are left as they are; in place where that is possible."""
+    """Steps from `neurons` on, in place where that is possible: their tensors are the stepper's from now on."""
     if not torch.is_grad_enabled() and type(dynamics.encoder) in _IN_PLACE:
         return _InPlace(dynamics, values, neurons, force)
     return _OutOfPlace(dynamics, values, neurons, force)
@@ -46,7 +46,7 @@ class _InPlace:
     def __init__(self, dynamics: Dynamics, values: Values, neurons: Neurons, force: Tensor | None) -> None:
         self.dynamics, self.values, self.force = dynamics, values, force
         self.encode = _IN_PLACE[type(dynamics.encoder)]
-        self.neurons = tuple(NeuronState(*(t.clone() for t in n)) for n in neurons)
+        self.neurons = neurons
         self.spare = [torch.empty_like(n.membrane) for n in neurons]
 
     @property

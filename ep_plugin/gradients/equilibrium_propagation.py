@@ -142,6 +142,7 @@ def _contrast(
 
 
 def _twice(neurons: Neurons) -> Neurons:
+    """Both phases' starts in one batch. The free phase's own states are left as they are."""
     return tuple(NeuronState(*(torch.cat([t, t]) for t in n)) for n in neurons)
 
 
