@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from ep_plugin.profiling import profile as profile
     from ep_plugin.relaxation import Equilibrium as Equilibrium
     from ep_plugin.relaxation import Relaxation as Relaxation
+    from ep_plugin.weights import pretrained as pretrained
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _HOME = {
     "convert": "conversion",
     "gradient_agreement": "gradients.agreement",
     "initialize_": "initialization",
+    "pretrained": "weights",
     "profile": "profiling",
 }
 

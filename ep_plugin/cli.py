@@ -127,6 +127,67 @@ def profile(
     )
 
 
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc.")],
+    data_dir: Annotated[Path, typer.Option(help="Where the images lie, in torchvision's layout.")] = Path("data"),
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 250,
+) -> None:
+    """Measure the test error of a network that comes trained with the package."""
+    import torch
+
+    from ep_plugin.checks import chosen
+    from ep_plugin.lightning import data
+    from ep_plugin.weights import PRETRAINED, pretrained
+
+    try:
+        images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
+    except (ValueError, TypeError) as error:
+        typer.echo(f"ep-plugin: {error}", err=True)
+        raise typer.Exit(2) from None
+    model = pretrained(name)
+    images.setup()
+    wrong = spikes = seen = 0.0
+    with torch.no_grad():
+        for x, y in images.test_dataloader():
+            output, equilibrium = model.infer(x)
+            wrong += (output.argmax(1) != y).sum().item()
+            assert equilibrium.spikes is not None  # none of these networks is graded
+            spikes += equilibrium.spikes.sum().item()
+            seen += len(y)
+    typer.echo(
+        f"{name}: test error {100 * wrong / seen:.2f} % of {seen:,.0f} images, {spikes / seen:,.0f} spikes an "
+        f"inference, readout from the {model.observe}s"
+    )
+
+
+_FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_FORWARDED, add_help_option=False)
+def fit(context: typer.Context) -> None:
+    """Train by Lightning's command line: `ep-plugin fit --config FILE`; `--help` lists its options."""
+    _lightning("fit", context)
+
+
+@app.command(context_settings=_FORWARDED, add_help_option=False)
+def validate(context: typer.Context) -> None:
+    """Evaluate on held-out training images: `ep-plugin validate --config FILE --ckpt_path CHECKPOINT`."""
+    _lightning("validate", context)
+
+
+@app.command(context_settings=_FORWARDED, add_help_option=False)
+def test(context: typer.Context) -> None:
+    """Evaluate on test images: `ep-plugin test --config FILE --ckpt_path CHECKPOINT`."""
+    _lightning("test", context)
+
+
+def _lightning(subcommand: str, context: typer.Context) -> None:
+    from ep_plugin.lightning import cli
+
+    cli.run(subcommand, context.args)
+
+
 def _profile_table(result: "Profile") -> object:
     from rich.table import Table
 

@@ -220,19 +220,12 @@ def _fit(contender: str, settings: Settings, sender: Pipe) -> None:
     shape = small_convolutional if settings.data == "digits" else convolutional_2c2fc
     net = initialize_(shape(leak=0.9))
 
-    def optimizer(parameters: Any) -> Any:
-        adam = torch.optim.Adam(parameters, settings.learning_rate)
-        steps = settings.epochs * len(data.train_dataloader())
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
-
+    options: dict[str, Any] = {"lr": settings.learning_rate, "schedule": "cosine"}
     task: L.LightningModule
     if contender == "EP":
-        task = EPLightningModule(
-            convert(net, encoder=settings.encoder, feedback=settings.feedback), optimizer=optimizer
-        )
+        task = EPLightningModule(convert(net, encoder=settings.encoder, feedback=settings.feedback), **options)
     else:
-        task = BPTTLightningModule(net, settings.num_steps, optimizer=optimizer)
+        task = BPTTLightningModule(net, settings.num_steps, **options)
 
     result = Result(contender)
     start = _reset_peak()

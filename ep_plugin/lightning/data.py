@@ -3,16 +3,31 @@
 A normalisation, if any, is part of the network. The sets are small, so they are kept as tensors.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ep_plugin.checks import count
+from ep_plugin.checks import count, finite_number
 
 Images = tuple[Tensor, Tensor]
+Augmentation = nn.Module | Callable[[Tensor], Tensor]
+
+
+class _Augmented(TensorDataset):
+    """Images `[N, 1, H, W]` that are changed anew each time they are read, and their classes."""
+
+    def __init__(self, augmentation: Augmentation, x: Tensor, y: Tensor) -> None:
+        super().__init__(x, y)
+        self.augmentation = augmentation
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        x, y = super().__getitem__(index)
+        return self.augmentation(x), y
 
 
 class _ImageDataModule(L.LightningDataModule):
@@ -22,13 +37,29 @@ class _ImageDataModule(L.LightningDataModule):
         batch_size: images a batch, 1 or more.
         train_samples: take only the first so many of the shuffled training images.
         seed: of the shuffles.
+        validation: share of the training images that is held out, in (0, 1); or "test": train on all
+            of them and watch the test images, by which no choice may then be made.
+        augmentation: from one training image `[1, H, W]` to another, such as a transform of
+            torchvision; it draws from PyTorch's global generator.
     """
 
-    def __init__(self, batch_size: int = 64, train_samples: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 64,
+        train_samples: int | None = None,
+        seed: int = 0,
+        validation: float | str = 0.1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         super().__init__()
         self.batch_size = count("batch_size", batch_size)
         self.train_samples = None if train_samples is None else count("train_samples", train_samples)
         self.seed = seed
+        if validation != "test" and (
+            isinstance(validation, str) or not 0 < finite_number("validation", validation) < 1
+        ):
+            raise ValueError(f'validation is {validation!r}; expected a share in (0, 1), or "test"')
+        self.validation, self.augmentation = validation, augmentation
         self._sets: dict[str, TensorDataset] = {}
 
     def load(self) -> tuple[Images, Images]:
@@ -40,11 +71,13 @@ class _ImageDataModule(L.LightningDataModule):
             return
         (x, y), test = self.load()
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-        train, held_out = order[: len(x) - len(x) // 10], order[len(x) - len(x) // 10 :]
-        train = train[: self.train_samples]
+        kept = len(x) if isinstance(self.validation, str) else len(x) - int(self.validation * len(x))
+        train, held_out = order[:kept][: self.train_samples], order[kept:]
+        watched = test if isinstance(self.validation, str) else (x[held_out], y[held_out])
+        images = TensorDataset if self.augmentation is None else partial(_Augmented, self.augmentation)
         self._sets = {
-            "train": TensorDataset(x[train], y[train]),
-            "val": TensorDataset(x[held_out], y[held_out]),
+            "train": images(x[train], y[train]),
+            "val": TensorDataset(*watched),
             "test": TensorDataset(*test),
         }
 
@@ -85,8 +118,10 @@ class _TorchvisionDataModule(_ImageDataModule):
         train_samples: int | None = None,
         seed: int = 0,
         download: bool = False,
+        validation: float | str = 0.1,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__(batch_size, train_samples, seed)
+        super().__init__(batch_size, train_samples, seed, validation, augmentation)
         self.data_dir, self.download = Path(data_dir), download
         raw = self.data_dir / self.name / "raw"
         if not download and not (raw.is_dir() and any(raw.iterdir())):

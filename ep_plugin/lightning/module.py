@@ -9,20 +9,24 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.checks import count, positive
+from ep_plugin.checks import chosen, count, positive
 from ep_plugin.lightning.losses import Loss, as_loss, wants_time
 from ep_plugin.network import ConvergentNetwork
 
-Optimizer = Callable[[Iterable[nn.Parameter]], Any]
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
+
+SCHEDULES = {"constant": "lr stays", "cosine": "lr falls to zero along a cosine, step by step"}
 
 
 class _Classifier(L.LightningModule):
     """What both modules share: automatic optimization and what is logged."""
 
-    def __init__(self, loss: str | Loss, lr: float, optimizer: Optimizer | None) -> None:
+    def __init__(self, loss: str | Loss, lr: float, optimizer: Optimizer | None, schedule: str) -> None:
         super().__init__()
         self.loss, self.lr, self.optimizer = as_loss(loss), positive("lr", lr), optimizer
+        chosen("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
 
     def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Record [T, B, classes], its mean over time [B, classes], and what else is logged."""
@@ -52,9 +56,14 @@ class _Classifier(L.LightningModule):
         self._step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        if self.optimizer is None:
-            return torch.optim.Adam(self.parameters(), self.lr)
-        return self.optimizer(self.parameters())
+        optimizer: Any = torch.optim.Adam(self.parameters(), self.lr)
+        if self.optimizer is not None:
+            optimizer = self.optimizer(self.parameters())
+        if self.schedule == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
 
 class EPLightningModule(_Classifier):
@@ -69,14 +78,15 @@ class EPLightningModule(_Classifier):
         loss: "cross_entropy", "mse" (against one-hot targets), a callable of (output, target), or a
             loss of `snntorch.functional`.
         lr: learning rate of Adam, above 0.
-        optimizer: from the parameters to an optimizer, or to whatever else Lightning's
-            `configure_optimizers` may return; in place of Adam.
+        optimizer: from the parameters to an optimizer, in place of Adam; with a constant schedule
+            also to whatever else Lightning's `configure_optimizers` may return.
+        schedule: of the learning rate: "constant", or "cosine" (to zero at the training's last step).
 
     Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
     `loss`, `lr` and `optimizer` again if they were not the defaults.
 
     Raises:
-        ValueError, TypeError: an unknown loss, an `lr` that is not above 0, no ConvergentNetwork.
+        ValueError, TypeError: an unknown loss or schedule, an `lr` that is not above 0, no ConvergentNetwork.
     """
 
     def __init__(
@@ -85,8 +95,9 @@ class EPLightningModule(_Classifier):
         loss: str | Loss = "cross_entropy",
         lr: float = 1e-3,
         optimizer: Optimizer | None = None,
+        schedule: str = "constant",
     ) -> None:
-        super().__init__(loss, lr, optimizer)
+        super().__init__(loss, lr, optimizer, schedule)
         if not isinstance(model, ConvergentNetwork):
             raise TypeError(f"model is a {type(model).__name__}; expected a ConvergentNetwork: ep.convert(net)")
         self.model = model
@@ -113,7 +124,7 @@ class BPTTLightningModule(_Classifier):
     Args:
         net: a model whose neurons hold their state (`init_hidden=True`).
         num_steps: time steps, 1 or more.
-        loss, lr, optimizer: as in `EPLightningModule`.
+        loss, lr, optimizer, schedule: as in `EPLightningModule`.
 
     Raises:
         ValueError, TypeError: a setting out of its range, or a neuron without `init_hidden=True`.
@@ -126,8 +137,9 @@ class BPTTLightningModule(_Classifier):
         loss: str | Loss = "cross_entropy",
         lr: float = 1e-3,
         optimizer: Optimizer | None = None,
+        schedule: str = "constant",
     ) -> None:
-        super().__init__(loss, lr, optimizer)
+        super().__init__(loss, lr, optimizer, schedule)
         self.net, self.num_steps = net, count("num_steps", num_steps)
         self.neurons = [m for m in net.modules() if isinstance(m, snn.SpikingNeuron)]
         for neuron in self.neurons:

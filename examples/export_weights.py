@@ -1,0 +1,34 @@
+"""Puts a trained network into the package, from where `ep_plugin.pretrained` takes it.
+
+python examples/export_weights.py RECIPE CHECKPOINT ep_plugin/weights/NAME.pt
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ep_plugin.lightning.cli import from_arguments
+from ep_plugin.weights import save
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="The configuration that the network was trained with.")],
+    checkpoint: Annotated[Path, typer.Argument(help="What the training left.")],
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    data_dir: Annotated[Path, typer.Option(help="Where the recipe's images lie.")] = Path("data"),
+) -> None:
+    """Writes the weights, the net's shape and how it infers."""
+    arguments = ["--config", str(recipe), f"--data.data_dir={data_dir}"]
+    cli = from_arguments(arguments, run=False)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+    cli.model.load_state_dict(state)
+    described = cli.config["model"]["init_args"]["model"]["init_args"]
+    net = {name: list(v) if isinstance(v, tuple) else v for name, v in described["net"]["init_args"].items()}
+    save(cli.model.model, net, described["encoder"], output)
+    print(f"wrote {output}: {output.stat().st_size / 2**20:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,37 @@
+"""Prints the recorded results as the table in examples/README.md: `python examples/tabulate.py`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+RESULTS = Path(__file__).parent / "results" / "results.jsonl"
+
+
+def finished(path: Path) -> pd.DataFrame:
+    """The last line of every run that reached its last epoch, the newest run of a name and a seed."""
+    lines = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+    last = lines[lines.epoch == lines.epochs].sort_values("started")
+    return last.groupby(["name", "seed"]).tail(1)
+
+
+def main(results: Annotated[Path, typer.Argument(help="What the runs have recorded.")] = RESULTS) -> None:
+    """A row a recipe: the test error at the last epoch of each seed."""
+    rows = finished(results)
+    print("| recipe | test error (%) | seeds | epochs | observe | augmented | minutes | products |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, runs in rows.groupby("name"):
+        first = runs.iloc[0]
+        errors = ", ".join(f"{e:.2f}" for e in runs.sort_values("seed").error)
+        mean = f" (mean {runs.error.mean():.2f})" if len(runs) > 1 else ""
+        observe = first.observe if isinstance(first.observe, str) else "-"
+        print(
+            f"| `{name}` | {errors}{mean} | {', '.join(map(str, sorted(runs.seed)))} | {first.epochs} | {observe} | "
+            f"{'yes' if first.augmented else 'no'} | {runs.seconds.mean() / 60:.0f} | {first.precision} |"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
