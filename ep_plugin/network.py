@@ -1,18 +1,19 @@
 """The convergent network: stem, layers of neurons, connections, readout."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ep_plugin.checks import chosen, fraction
-from ep_plugin.connections import Connection, at_least_float32, evaluate, laid_out
+from ep_plugin.connections import Connection, evaluate
 from ep_plugin.dynamics import Dynamics, Values
 from ep_plugin.encoders import Encoder, as_encoder
 from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.gradients.estimator import GradientEstimator, require_finite
-from ep_plugin.neurons.activations import Activation, as_activation
+from ep_plugin.maps import at_least_float32, laid_out
+from ep_plugin.neurons.layer import Layer
 from ep_plugin.profiling import section
 from ep_plugin.relaxation import ORDERS, Equilibrium, Relaxation, relax
 
@@ -22,41 +23,6 @@ OBSERVED = {"membrane": "r, the neurons' own states", "trace": "u, what their sp
 # predictive spikes and a feedback of .15 the first layer's gradient has a cosine of .91 under three
 # layers (attenuation .02) and of .16 under five (.0005).
 _LEAST_ATTENUATION = 1e-3
-
-
-class Layer(nn.Module):
-    """A layer of neurons.
-
-    Args:
-        threshold: a number, or a tensor that broadcasts against the layer's state `[B, ...]`;
-            an `nn.Parameter` is trained.
-        activation: "hard_sigmoid", "sigmoid", "relu6", an `Activation`, or a callable.
-        level: how many feedback steps above the input the layer stands; by default its place in the
-            list. Layers of the same level feed each other back in full.
-    """
-
-    threshold: Tensor
-
-    def __init__(
-        self,
-        threshold: float | Tensor = 1.0,
-        activation: str | Activation | Callable[[Tensor], Tensor] = "hard_sigmoid",
-        level: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.activation = as_activation(activation)
-        self.level = level
-        if isinstance(threshold, nn.Parameter):
-            self.threshold = threshold
-        else:
-            self.register_buffer("threshold", torch.as_tensor(threshold, dtype=torch.get_default_dtype()))
-        if not bool((self.threshold > 0).all()):
-            raise ValueError(f"threshold is {threshold!r}; expected numbers above 0")
-        if isinstance(threshold, nn.Parameter) and self.activation.potential is None:
-            raise ValueError(
-                "a learnable threshold needs the activation's potential for its gradient; "
-                "give an Activation(value, slope, potential) with all three"
-            )
 
 
 class ConvergentNetwork(nn.Module):
@@ -278,8 +244,9 @@ class ConvergentNetwork(nn.Module):
         return self._values_of_drive(drive)
 
     def _values_of_drive(self, drive: Tensor) -> Values:
-        thresholds = tuple(layer.threshold for layer in self._layers())
-        weights = tuple(c.tensors() for c in self._edges())
+        shapes = self._shapes(drive)
+        thresholds = tuple(layer.theta for layer in self._layers())
+        weights = tuple(c.tensors(shapes[c.source]) for c in self._edges())
         values = Values(drive, thresholds, weights)
         # Under autocast stem and products compute in half precision; states, forces and contrasts never do.
         values = values.like([laid_out(at_least_float32(t)) for t in values.flat()])
@@ -292,11 +259,17 @@ class ConvergentNetwork(nn.Module):
                 *(f"the weights of {c.source} -> {c.target}" for c in self._edges() for _ in c.tensors()),
             ],
         )
-        self._check_shapes(values)
+        learnable = [t for t in values.thresholds if t.requires_grad]
+        if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
+            raise ValueError(
+                "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
+                "learning rate or clamp it after each step"
+            )
         return values
 
-    def _check_shapes(self, values: Values) -> None:
-        shapes: dict[int, tuple[int, ...]] = {0: tuple(values.drive.shape[1:])}
+    def _shapes(self, drive: Tensor) -> dict[int, tuple[int, ...]]:
+        """Every layer's shape without the batch, once connections and thresholds are known to fit."""
+        shapes: dict[int, tuple[int, ...]] = {0: tuple(drive.shape[1:])}
         for connection in sorted(self._edges(), key=lambda c: c.source):
             i, j = connection.source, connection.target
             if i not in shapes:
@@ -314,19 +287,15 @@ class ConvergentNetwork(nn.Module):
                     f"layer {j} has"
                 )
         for l, layer in enumerate(self._layers()):
-            if layer.threshold.dim() == 0:
+            threshold = layer.theta
+            if threshold.dim() == 0:
                 continue
-            if not _broadcasts(layer.threshold.shape, (1, *shapes[l])):
+            if not _broadcasts(threshold.shape, (1, *shapes[l])):
                 raise ValueError(
-                    f"the threshold of layer {l} has the shape {list(layer.threshold.shape)}, which does not "
+                    f"the threshold of layer {l} has the shape {list(threshold.shape)}, which does not "
                     f"broadcast against the layer's neurons {list(shapes[l])}"
                 )
-        learnable = [t for t in values.thresholds if t.requires_grad]
-        if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
-            raise ValueError(
-                "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
-                "learning rate or clamp it after each step"
-            )
+        return shapes
 
     def _require_finite_states(self, equilibrium: Equilibrium) -> None:
         require_finite(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection, evaluate
+from ep_plugin.modules import FixedNormalisation, Scale, SharedDropout
 
 ints = st.integers
 
@@ -44,6 +45,16 @@ def adaptive(draw, dim):
     return getattr(nn, f"AdaptiveAvgPool{dim}d")(size), [2, *(draw(ints(4, 9)) for _ in range(dim))]
 
 
+def trained_norm(dim, channels=3, affine=True):
+    """A batch normalisation that has seen data."""
+    norm = getattr(nn, f"BatchNorm{dim}d")(channels, affine=affine)
+    nn.init.uniform_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    for p in norm.parameters():
+        nn.init.uniform_(p, -1, 1)
+    return norm
+
+
 CASES = {
     nn.Linear: st.builds(lambda i, o, b: (nn.Linear(i, o, bias=b), [i]), ints(1, 6), ints(1, 6), st.booleans()),
     nn.Conv1d: convolution(1),
@@ -56,6 +67,15 @@ CASES = {
     nn.Flatten: st.just((nn.Flatten(), [2, 3, 4])),
     nn.Unflatten: st.just((nn.Unflatten(1, (2, 3)), [6, 4])),
     nn.Identity: st.just((nn.Identity(), [4])),
+    Scale: st.just((Scale(2.5), [4])),
+    FixedNormalisation: st.builds(
+        lambda dim, affine, offset: (
+            FixedNormalisation(trained_norm(dim, 3, affine), offset),
+            [3, *[4] * (dim if dim > 1 else 0)],
+        ),
+        *(ints(1, 3), st.booleans(), st.booleans()),
+    ),
+    SharedDropout: st.just((SharedDropout(nn.Dropout()).eval(), [4])),
 }
 
 
@@ -171,3 +191,50 @@ def test_hooks_of_a_stem_still_run():
         evaluate(stem, torch.rand(1, 1, 8, 8))
         handle.remove()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("pool", [True, False])
+def test_normalisation_folds_into_the_convolution(dim, bias, pool):
+    """The affine map of the running statistics, also in training, and the same gradients."""
+    if pool and dim == 3:
+        pytest.skip("three-dimensional pooling is not folded")
+    convolution = getattr(nn, f"Conv{dim}d")(2, 3, 3, bias=bias)
+    after = [getattr(nn, f"AvgPool{dim}d")(2)] if pool else []
+    norm = trained_norm(dim)
+    original = nn.Sequential(convolution, norm, *after).double().eval()
+    x = torch.randn(4, 2, *[8, 7, 6][:dim], dtype=torch.float64)
+    g = torch.randn_like(expected := original(x))
+    connection = Connection(nn.Sequential(convolution, FixedNormalisation(norm), *after).train(), 0, 1)
+    assert len(connection._maps) == 1
+    found = connection.apply(connection.tensors(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    parameters = list(original.parameters())
+    for a, b in zip(*(torch.autograd.grad(y, parameters, g) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert_adjoint(connection, x.shape[1:])
+
+
+@pytest.mark.parametrize(("dropout", "varies"), [(nn.Dropout(0.5), 400), (nn.Dropout2d(0.5), 16)])
+def test_one_mask_for_all_samples(dropout, varies):
+    """Drawn with the weights: zeros and 1 / (1 - p), the same for every call with these weights."""
+    connection = Connection(nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), SharedDropout(dropout)).double(), 0, 1)
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    tensors = connection.tensors(x.shape[1:])
+    mask = tensors[-1]
+    assert mask.numel() == varies
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    plain = connection.apply(connection.tensors(), x)
+    torch.testing.assert_close(connection.apply(tensors, x), plain * mask)
+    u, v = torch.randn_like(x), torch.randn_like(plain)
+    ku = connection.apply(tensors, u) - connection.apply(tensors, torch.zeros_like(u))
+    torch.testing.assert_close((ku * v).sum(), (u * connection.adjoint(tensors, v, u)).sum())
+    assert not torch.equal(connection.tensors(x.shape[1:])[-1], mask)
+    connection.eval()
+    assert torch.equal(connection.tensors(x.shape[1:])[-1], torch.ones((), dtype=torch.float64))
+
+
+def test_a_normalisation_without_statistics_is_refused():
+    with pytest.raises(ValueError, match="track_running_stats=True"):
+        FixedNormalisation(nn.BatchNorm2d(3, track_running_stats=False))

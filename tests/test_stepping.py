@@ -9,7 +9,7 @@ from problems import PROBLEMS, by_hand
 from torch import nn
 
 import ep_plugin as ep
-from ep_plugin import connections, network, relaxation, stepping
+from ep_plugin import connections, maps, network, relaxation, stepping
 from ep_plugin.models import convolutional_2c2fc
 from ep_plugin.stepping import _OutOfPlace
 
@@ -97,7 +97,7 @@ def test_the_layout_changes_no_gradient(monkeypatch):
     model = ep.convert(convolutional_2c2fc(classes=5).double(), encoder="graded")
     x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
     fast = outcome(model, x)
-    for module in (network, connections):
+    for module in (network, connections, maps):
         monkeypatch.setattr(module, "laid_out", lambda t: t)
     for a, b in zip(fast, outcome(model, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

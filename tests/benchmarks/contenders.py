@@ -16,7 +16,8 @@ from snntorch import utils
 from torch import Tensor, nn
 
 import ep_plugin as ep
-from ep_plugin.connections import Connection, laid_out
+from ep_plugin.connections import Connection
+from ep_plugin.maps import laid_out
 from ep_plugin.models import REFERENCE_NETS
 
 Step = Callable[[], None]

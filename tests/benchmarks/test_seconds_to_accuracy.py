@@ -19,7 +19,8 @@ from snntorch import utils
 from torch import nn
 
 import ep_plugin as ep
-from ep_plugin.connections import Connection, laid_out
+from ep_plugin.connections import Connection
+from ep_plugin.maps import laid_out
 from ep_plugin.models import convolutional_2c2fc
 
 TARGET, BATCH, BATCHES_BETWEEN_LOOKS, MOST = 0.97, 64, 25, 938
