@@ -29,8 +29,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
     from ep_plugin.network import ConvergentNetwork as ConvergentNetwork
-    from ep_plugin.network import Layer as Layer
     from ep_plugin.neurons.activations import Activation as Activation
+    from ep_plugin.neurons.layer import Layer as Layer
+    from ep_plugin.neurons.norse import ConvergentLIFBoxCell as ConvergentLIFBoxCell
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
     from ep_plugin.profiling import profile as profile
     from ep_plugin.relaxation import Equilibrium as Equilibrium
@@ -45,6 +46,7 @@ _HOME = {
     "BackpropThroughTime": "gradients.backprop_through_time",
     "Bernoulli": "encoders",
     "Connection": "connections",
+    "ConvergentLIFBoxCell": "neurons.norse",
     "ConvergentLeaky": "neurons.snntorch",
     "ConvergentNetwork": "network",
     "DigitsDataModule": "lightning.data",
@@ -54,7 +56,7 @@ _HOME = {
     "FashionMNISTDataModule": "lightning.data",
     "Graded": "encoders",
     "ImplicitDifferentiation": "gradients.implicit_differentiation",
-    "Layer": "network",
+    "Layer": "neurons.layer",
     "MNISTDataModule": "lightning.data",
     "PredictiveSigmaDelta": "encoders",
     "Relaxation": "relaxation",

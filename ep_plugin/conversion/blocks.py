@@ -1,12 +1,15 @@
-"""Cuts a sequence of modules at its neurons."""
+"""From a plan to the parts of a convergent network: stem, layers, connections, readout."""
 
-import itertools
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ep_plugin.connections import DIFFERENTIATED, REGISTRY
-from ep_plugin.conversion import snntorch
+from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection
+from ep_plugin.conversion.neurons import Neuron, place_of
+from ep_plugin.conversion.plan import Applied, Combination, Computation, Input, Plan, Signal, Spikes, sources
+from ep_plugin.modules import FixedNormalisation, Scale, SharedDropout
 
 POOLING = {
     "error": "refuse max pooling between neurons",
@@ -16,15 +19,18 @@ POOLING = {
 
 _MAX_POOLING = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
 _REASONS: list[tuple[tuple[type[nn.Module], ...], str]] = [
     (
-        (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),
-        "a normalisation between neurons is not a fixed linear map: fold it into the weights before it, or move it "
-        "before the first neuron or after the last",
+        (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm),
+        "its statistics are those of the neurons' states at every step, so it is not a fixed linear map and its "
+        "adjoint changes with the states: use a batch normalisation, or move it before the first neuron or after the "
+        "last",
     ),
     (
-        (nn.modules.dropout._DropoutNd,),
-        "its mask would change from step to step: remove it, or move it before the first neuron or after the last",
+        (nn.AlphaDropout, nn.FeatureAlphaDropout),
+        "it is made for other activations: use nn.Dropout",
     ),
     (
         (
@@ -44,69 +50,130 @@ _REASONS: list[tuple[tuple[type[nn.Module], ...], str]] = [
     ),
 ]
 
+Path = tuple[str, list[nn.Module]]
+"""The neuron that a signal comes from, and the modules on its way."""
+
 
 @dataclass
 class Blocks:
-    """`before` the first neuron, `between` each two, `after` the last."""
+    """The parts. `order` names the layers' neurons, from the input to the output."""
 
-    before: list[nn.Module]
-    between: list[list[nn.Module]]
-    after: list[nn.Module]
-    neurons: list[snntorch.Neuron]
+    stem: nn.Sequential
+    connections: list[Connection]
+    readout: nn.Sequential | None
+    order: list[str]
     notes: list[str] = field(default_factory=list)
 
 
-def split(net: nn.Module, pooling: str) -> Blocks:
-    """The blocks of a model, with every module in a place that it can stand in."""
-    if type(net) is not nn.Sequential:
-        raise TypeError(
-            f"convert was given a {type(net).__name__}; expected an nn.Sequential. A model with a forward of its "
-            "own can be put together from ep_plugin.Layer, Connection and ConvergentNetwork"
-        )
-    named = _leaves(net)
-    places = [i for i, (_, m) in enumerate(named) if snntorch.is_neuron(m)]
-    if not places:
-        raise ValueError("the model has no neuron; expected at least one snn.Leaky, snn.Lapicque or ConvergentLeaky")
-    for i in places:
-        snntorch.check_neuron(*named[i])
+def used(plan: Plan) -> list[str]:
+    """The neurons that the output depends on, in the order of their first call.
 
-    notes: list[str] = []
-    cuts = [-1, *places, len(named)]
-    pieces = [named[a + 1 : b] for a, b in itertools.pairwise(cuts)]
-    for (name, neuron), piece in zip((named[i] for i in places), pieces, strict=False):
-        if not any(True for _, m in piece for _ in m.parameters()):
+    Raises:
+        ValueError: it depends on none.
+    """
+    found: set[str] = set()
+    pending = [plan.output]
+    while pending:
+        for source in sources(pending.pop()):
+            if isinstance(source, Spikes) and source.neuron not in found:
+                found.add(source.neuron)
+                pending.append(plan.received[source.neuron])
+    if not found:
+        raise ValueError("the output depends on no neuron's spikes; expected it to depend on the last neuron's")
+    return [name for name in plan.neurons if name in found]
+
+
+def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], pooling: str) -> Blocks:
+    """The parts, with every module in a place that it can stand in.
+
+    Raises:
+        ValueError: a module or a way between neurons has no counterpart, with the place and the reason.
+    """
+    index = {name: l for l, name in enumerate(order)}
+    places = {name: place_of(name, plan.neurons[name]) for name in order}
+    notes = list(plan.notes)
+    ways = _Ways(pooling, notes)
+
+    first, *others = order
+    found = sorted({type(s).__name__ for s in sources(plan.received[first])})
+    assert found == ["Input"], found
+    stem = nn.Sequential(*_modules(plan.received[first]), *_input_weights(neurons[first]))
+    _require_weights(places[first], [stem])
+    connections = []
+    for name in others:
+        if any(isinstance(s, Input) for s in sources(plan.received[name])):
             raise ValueError(
-                f"{_place(name, neuron)} has no weights before it; expected a convolution or a linear module "
-                "between it and the input or the neuron before"
+                f"{places[name]} receives the input too; expected only {places[first]} to: what drives the network "
+                "from outside drives its first layer"
             )
-    between = [[_between(n, m, pooling, notes) for n, m in piece] for piece in pieces[1:-1]]
-    return Blocks(
-        before=[m for _, m in pieces[0]],
-        between=between,
-        after=[m for _, m in pieces[-1]],
-        neurons=[named[i][1] for i in places],
-        notes=notes,
-    )
+        paths = [
+            (source, [*modules, *_input_weights(neurons[name])]) for source, modules in ways.to(plan.received[name])
+        ]
+        _require_weights(places[name], [m for _, modules in paths for m in modules])
+        connections += [Connection(nn.Sequential(*modules), index[source], index[name]) for source, modules in paths]
+    for name in order:
+        if (lateral := neurons[name].lateral) is not None:
+            # <r, A r> with half the weights has the derivative (V + V^T) r / 2 + bias.
+            connections.append(Connection(nn.Sequential(Scale(0.5), lateral), index[name], index[name]))
+
+    read = {s.neuron for s in sources(plan.output) if isinstance(s, Spikes)}
+    if len(read) > 1 or any(isinstance(s, Input) for s in sources(plan.output)):
+        what = " and ".join(places[name] for name in order if name in read)
+        raise ValueError(
+            f"the output reads {what}{' and the input' if len(read) == 1 else ''}; expected one neuron's spikes, since "
+            "the cost acts on one layer: add what the output needs of the others to what that neuron receives"
+        )
+    if any(isinstance(s, Input) and s.at_a_step for signal in plan.received.values() for s in sources(signal)):
+        notes.append("the input is that of one step, [batch, ...], with no time axis")
+    after = _modules(plan.output)
+    return Blocks(stem, connections, nn.Sequential(*after) if after else None, list(order), notes)
 
 
-def _leaves(net: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in net._modules.items():
-        assert child is not None
-        if type(child) is nn.Sequential:
-            found += _leaves(child, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", child))
-    return found
+class _Ways:
+    """The ways of signals between neurons. Every module is looked at once, whatever the number of its ways."""
+
+    def __init__(self, pooling: str, notes: list[str]) -> None:
+        self.pooling, self.notes = pooling, notes
+        self.placed: dict[nn.Module, nn.Module] = {}
+
+    def to(self, signal: Signal) -> list[Path]:
+        """All ways that lead into a signal. Of those through one module all but the first leave out its offset."""
+        if isinstance(signal, Spikes):
+            return [(signal.neuron, [])]
+        if isinstance(signal, Combination):
+            return [
+                (source, [*modules, *([Scale(factor)] if factor != 1 else [])])
+                for part, factor in signal.terms
+                for source, modules in self.to(part)
+            ]
+        assert isinstance(signal, Applied)
+        before = self.to(signal.signal)
+        if signal.module not in self.placed:
+            self.placed[signal.module] = between(signal.name, signal.module, self.pooling, self.notes)
+        module = self.placed[signal.module]
+        (source, modules), *others = before
+        return [
+            (source, [*modules, module]),
+            *((s, [*ms, without_offset(place_of(signal.name, signal.module), module)]) for s, ms in others),
+        ]
 
 
-def _between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn.Module:
+def between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn.Module:
     """The module as it may stand between two neurons."""
-    place = _place(name, module)
+    place = place_of(name, module)
     if isinstance(module, _MAX_POOLING):
         return _pooled(place, module, pooling, notes)
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
         raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more")
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        notes.append(f"{place} uses its running statistics, also in training, so they stay as they are")
+        try:
+            return FixedNormalisation(module)
+        except ValueError as error:
+            raise ValueError(f"{place} cannot be converted: {error}") from None
+    if isinstance(module, _DROPOUT):
+        notes.append(f"{place} draws one mask a batch, the same for all samples, steps and phases")
+        return SharedDropout(module)
     if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in (
         "zeros",
         "circular",
@@ -114,7 +181,7 @@ def _between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
         "replicate",
     ):
         raise ValueError(f"{place} pads by {module.padding_mode!r}, which is not known")
-    if type(module) in REGISTRY or isinstance(module, (*REGISTRY, *DIFFERENTIATED)):
+    if isinstance(module, (*REGISTRY, *DIFFERENTIATED)):
         return module
     for types, reason in _REASONS:
         if isinstance(module, types):
@@ -123,6 +190,22 @@ def _between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
         f"{place} cannot be converted: it stands between two neurons and is not known to be linear. If it is, put "
         "the network together from ep_plugin.Layer, Connection(module, source, target) and ConvergentNetwork"
     )
+
+
+def without_offset(place: str, module: nn.Module) -> nn.Module:
+    """The linear part of a module, with the same weights."""
+    if isinstance(module, FixedNormalisation):
+        return FixedNormalisation(module.norm, offset=False)
+    if isinstance(module, (*_MAX_POOLING, SharedDropout)):
+        raise ValueError(
+            f"{place} cannot be converted: it follows a sum of several neurons' signals, and is not the same on each "
+            "of them; put it before the sum"
+        )
+    if getattr(module, "bias", None) is None:
+        return module
+    linear = copy.copy(module)
+    linear._parameters = {**module._parameters, "bias": None}
+    return linear
 
 
 def _pooled(place: str, module: nn.Module, pooling: str, notes: list[str]) -> nn.Module:
@@ -149,5 +232,25 @@ def _pooled(place: str, module: nn.Module, pooling: str, notes: list[str]) -> nn
     return average(module.kernel_size, module.stride, module.padding, module.ceil_mode)
 
 
-def _place(name: str, module: nn.Module) -> str:
-    return f"module {name!r} ({type(module).__name__})"
+def _modules(signal: Signal) -> list[nn.Module]:
+    """The modules from a signal's only source to it."""
+    if isinstance(signal, Applied):
+        return [*_modules(signal.signal), signal.module]
+    if not isinstance(signal, Combination):
+        return []
+    if len(signal.terms) == 1:
+        ((part, factor),) = signal.terms
+        return [*_modules(part), Scale(factor)]
+    return [Computation(signal)]
+
+
+def _input_weights(neuron: Neuron) -> list[nn.Module]:
+    return [] if neuron.input_weights is None else [neuron.input_weights]
+
+
+def _require_weights(place: str, modules: Sequence[nn.Module]) -> None:
+    if not any(True for m in modules for _ in m.parameters()):
+        raise ValueError(
+            f"{place} has no weights before it; expected a convolution or a linear module between it and the input "
+            "or the neuron before"
+        )

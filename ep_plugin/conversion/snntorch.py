@@ -1,38 +1,134 @@
-"""snnTorch's neurons in a model that is converted."""
+"""snnTorch's neurons in a model that is converted.
 
-from collections.abc import Sequence
-from typing import TypeAlias
+The converted neuron settles where r = activation(gain * drive / threshold):
+
+| neuron | gain | what else becomes of it |
+|---|---|---|
+| `Leaky`, `ConvergentLeaky` | 1 | the leak `beta` has no part in it |
+| `Lapicque` | R | drive R I is its steady membrane |
+| `Synaptic` | 1 / (1 - alpha) | the steady state of its synapse; `beta` as in `Leaky` |
+| `Alpha` | tau (1 / (1 - alpha) - 1 / (1 - beta)), tau = log alpha / (log beta - log alpha) + 1 | its steady membrane |
+| `RLeaky` | 1 | its recurrent weights V act as (V + V^T) / 2 |
+| `RSynaptic` | 1 / (1 - alpha) | both |
+
+For `Leaky` and `Synaptic` with beta = 1 and the subtract reset (integrate and fire) r is the rate at
+which the original fires under a steady input. For the others r is not: weights, thresholds and
+gains are shared, leak and reset are not. V becomes symmetric because the energy's term of a layer
+with itself, <r, V r> / 2, has the derivative (V + V^T) r / 2: no energy drives a neuron by V r
+alone unless V is symmetric. Autograd carries the contrast of that term back to V.
+
+A neuron of which a traced forward reads only the membrane, and that never resets
+(`reset_mechanism="none"`), is a leaky integrator: its steady membrane is gain / (1 - beta) times
+the input (R and tau (...) times it for `Lapicque` and `Alpha`), and its leak may be learnable.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import snntorch as snn
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
+from ep_plugin.conversion.neurons import Neuron
+from ep_plugin.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.snntorch import ConvergentLeaky
 
-Neuron: TypeAlias = snn.Leaky | snn.Lapicque | ConvergentLeaky
 
-_CONVERTED = (snn.Leaky, snn.Lapicque, ConvergentLeaky)
+def _synapse(alpha: Tensor) -> Tensor:
+    return 1 / (1 - alpha.clamp(0, 1))
+
+
+def _alpha(alpha: Tensor, beta: Tensor) -> Tensor:
+    alpha, beta = alpha.clamp(0, 1), beta.clamp(0, 1)
+    tau = alpha.log() / (beta.log() - alpha.log()) + 1
+    return tau * (1 / (1 - alpha) - 1 / (1 - beta))
+
+
+_GAINS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    snn.Leaky: (lambda: torch.ones(()), ()),
+    ConvergentLeaky: (lambda: torch.ones(()), ()),
+    snn.RLeaky: (lambda: torch.ones(()), ()),
+    snn.Lapicque: (lambda R: R, ("R",)),
+    snn.Synaptic: (_synapse, ("alpha",)),
+    snn.RSynaptic: (_synapse, ("alpha",)),
+    snn.Alpha: (_alpha, ("alpha", "beta")),
+}
+"""Neuron -> its gain, a function of the named attributes."""
+
+_MEMBRANES: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    snn.Leaky: (_synapse, ("beta",)),
+    snn.Lapicque: _GAINS[snn.Lapicque],
+    snn.Synaptic: (lambda alpha, beta: _synapse(alpha) * _synapse(beta), ("alpha", "beta")),
+    snn.Alpha: _GAINS[snn.Alpha],
+}
+"""Neuron -> its steady membrane over a steady input, if it never resets."""
+
+_OUTPUTS = {snn.Synaptic: 3, snn.RSynaptic: 3, snn.Alpha: 4}
+
+_RECURRENT = (snn.RLeaky, snn.RSynaptic)
+
+_REFUSED = {
+    "LeakyParallel": "it computes all time steps in one call, by a recurrent net with weights and a relu of its own",
+    "StateLeaky": "it computes all time steps in one call and never resets",
+    "LinearLeaky": "it computes all time steps in one call, holds weights of its own and never resets",
+    "AssociativeLeaky": "its memory is gated by its inputs, and products of states have no energy of connections",
+    "DeltaLeaky": "it fires when its membrane changes, and at an equilibrium nothing does",
+    "SLSTM": "its gates multiply states with each other, which has no energy of connections",
+    "SConv2dLSTM": "its gates multiply states with each other, which has no energy of connections",
+}
 
 
 def is_neuron(module: nn.Module) -> bool:
-    """Any neuron of snnTorch, also one that cannot be converted."""
     return isinstance(module, snn.SpikingNeuron) or type(module).__module__.startswith("snntorch.")
 
 
-def check_neuron(name: str, module: nn.Module) -> None:
-    """Refuses what has no convergent counterpart."""
-    place = f"module {name!r} ({type(module).__name__})"
-    if type(module) not in _CONVERTED:
+def check(place: str, module: nn.Module) -> None:
+    if type(module) not in _GAINS:
+        reason = _REFUSED.get(type(module).__name__, "it is not known to have an equilibrium")
+        known = ", ".join(sorted(kind.__name__ for kind in _GAINS))
         raise ValueError(
-            f"{place} cannot be converted: only snn.Leaky, snn.Lapicque and ConvergentLeaky have a convergent "
-            "counterpart so far. Use snn.Leaky in its place"
+            f"{place} cannot be converted: {reason}. Use one of {known} in its place (snn.Leaky if in doubt)"
         )
-    assert isinstance(module, _CONVERTED)
-    if isinstance(module.beta, nn.Parameter):
+
+
+def outputs(module: Any) -> int:
+    if module.init_hidden and not module.output:
+        return 0
+    return _OUTPUTS.get(type(module), 2)
+
+
+def integrator(module: nn.Module) -> None:
+    """All of them spike."""
+
+
+def steady_membrane(place: str, module: Any) -> nn.Module:
+    if module.reset_mechanism != "none":
         raise ValueError(
-            f"{place} has a learnable leak, on which the equilibrium does not depend: its gradient would be zero. "
-            "Use learn_beta=False"
+            f"{place} is read by its membrane, which has no steady value, since a spike resets it "
+            f"({module.reset_mechanism!r}); expected its spikes to be read, or reset_mechanism='none'"
         )
+    if type(module) not in _MEMBRANES:
+        raise ValueError(
+            f"{place} is read by its membrane, while its spikes come back to it; expected its spikes to be read, or "
+            "snn.Leaky with reset_mechanism='none'"
+        )
+    formula, names = _MEMBRANES[type(module)]
+    constants = {name: getattr(module, name) for name in names}
+    gain = formula(*constants.values()).detach()
+    if not bool(gain.isfinite().all()):
+        raise ValueError(f"{place} never settles, since nothing leaks from it; expected a leak below 1")
+    if not any(isinstance(t, nn.Parameter) for t in constants.values()) and gain.numel() == 1:
+        return Scale(gain.item())
+    return SteadyMembrane(formula, constants)
+
+
+def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
+    for leak in ("beta", "alpha"):
+        if isinstance(getattr(module, leak, None), nn.Parameter) and not freeze_leak:
+            raise ValueError(
+                f"{place} has a learnable leak ({leak}), on which the equilibrium does not depend: its gradient would "
+                f"be zero. Use learn_{leak}=False, or convert(..., freeze_leak=True) to leave it as it is"
+            )
     if isinstance(module.graded_spikes_factor, nn.Parameter) or bool((module.graded_spikes_factor != 1).any()):
         raise ValueError(
             f"{place} scales its spikes by graded_spikes_factor; expected 1. Put the factor into the weights after it"
@@ -42,24 +138,45 @@ def check_neuron(name: str, module: nn.Module) -> None:
             raise ValueError(f"{place} uses {option}, which has no energy; expected {option}=False")
     if not bool((module.threshold > 0).all()):
         raise ValueError(f"{place} has the threshold {module.threshold.tolist()}; expected numbers above 0")
+    formula, names = _GAINS[type(module)]
+    gain = formula(*(getattr(module, name) for name in names)).detach()
+    if not bool((gain.isfinite() & (gain > 0)).all()):
+        raise ValueError(
+            f"{place} has a synapse without a steady state (gain {gain.tolist()}); expected {' and '.join(names)} "
+            "between 0 and 1"
+        )
+    return Neuron(
+        module.threshold,
+        gain,
+        module.activation if isinstance(module, ConvergentLeaky) else None,
+        lateral=module.recurrent if isinstance(module, _RECURRENT) else None,
+    )
 
 
-def activation_of(neuron: Neuron, default: str | Activation | Elementwise) -> Activation:
-    return neuron.activation if isinstance(neuron, ConvergentLeaky) else as_activation(default)
-
-
-def differences(neurons: Sequence[Neuron], has_readout: bool) -> list[str]:
-    """In words: what the converted neurons do not share with the originals."""
+def differences(neurons: dict[str, Any]) -> list[str]:
     notes = []
-    others = [n for n in neurons if not isinstance(n, ConvergentLeaky)]
+    others = [n for n in neurons.values() if not isinstance(n, ConvergentLeaky) and not _integrates_and_fires(n)]
     if others:
         kinds = " and ".join(sorted({type(n).__name__ for n in others}))
         resets = " and ".join(sorted({repr(n.reset_mechanism) for n in others}))
         notes.append(
             f"{len(others)} {kinds} neuron layers keep their weights and thresholds; their leak, input gain and "
-            f"reset ({resets}) are replaced by a relaxation to rate = activation(drive / threshold), so their "
-            "rates differ from the original's"
+            f"reset ({resets}) are replaced by a relaxation to rate = activation(gain * drive / threshold), so their "
+            "rates differ from the original's (the gains: help(ep_plugin.conversion.snntorch))"
         )
-    if not has_readout:
-        notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
+    if recurrent := [name for name, n in neurons.items() if isinstance(n, _RECURRENT)]:
+        notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")
+    for name, n in neurons.items():
+        for leak in ("beta", "alpha"):
+            if isinstance(getattr(n, leak, None), nn.Parameter):
+                notes.append(f"the learnable {leak} of {name} stays as it is")
     return notes
+
+
+def _integrates_and_fires(module: Any) -> bool:
+    """Whether the original fires at the rate that its conversion settles at."""
+    return (
+        type(module) in (snn.Leaky, snn.Synaptic)
+        and module.reset_mechanism == "subtract"
+        and bool(torch.as_tensor(module.beta >= 1).all())
+    )

@@ -1,27 +1,15 @@
-"""snnTorch's neurons: which of them become convergent, and `ConvergentLeaky`."""
+"""snnTorch's `Leaky` with convergent dynamics."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import snntorch as snn
-import torch
 from torch import Tensor
 
 from ep_plugin.checks import fraction
-from ep_plugin.encoders import Encoder, NeuronState, as_encoder
+from ep_plugin.encoders import Encoder, as_encoder
+from ep_plugin.neurons import convergent
 from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
-
-
-class ConvergentState(NamedTuple):
-    """What a `ConvergentLeaky` hands from one step to the next.
-
-    `membrane` is in the threshold's units, `trace` what neighbours see of it as a rate, `residue`
-    what the quantiser has not yet sent, `time` the number of steps taken.
-    """
-
-    membrane: Tensor
-    trace: Tensor
-    residue: Tensor
-    time: int
+from ep_plugin.neurons.convergent import ConvergentState
 
 
 class ConvergentLeaky(snn.Leaky):
@@ -71,22 +59,7 @@ class ConvergentLeaky(snn.Leaky):
         Returns:
             The spikes `[B, ...]` and the new state.
         """
-        if mem is None:
-            mem = ConvergentState(*(torch.zeros_like(input_),) * 3, time=0)
-        elif not isinstance(mem, ConvergentState):
-            raise TypeError(
-                f"mem is a {type(mem).__name__}; expected what the last call returned, or None to start from rest"
-            )
-        elif mem.membrane.shape != input_.shape:
-            raise ValueError(
-                f"the input has the shape {list(input_.shape)} and the state {list(mem.membrane.shape)}; start "
-                "every batch with mem=None"
-            )
-        before = NeuronState(mem.membrane / self.threshold, mem.trace, mem.residue)
-        moved = self.activation.step(before.membrane, input_ / self.threshold, self.step_size)
-        after, spikes = self.encoder.encode(moved, before, mem.time + 1, self.activation.maximum)
-        state = ConvergentState(after.membrane * self.threshold, after.trace, after.residue, mem.time + 1)
-        return (after.trace if spikes is None else spikes), state
+        return convergent.step("mem", input_, mem, self.threshold, self.activation, self.encoder, self.step_size)
 
     def reset_mem(self) -> Any:
         """The state to start from, as snnTorch's loops ask for it: none."""

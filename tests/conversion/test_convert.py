@@ -111,18 +111,25 @@ REFUSED = {
         [L, snn.Leaky(beta=0.5), nn.Flatten(), snn.Leaky(beta=0.5)],
         r"'3' \(Leaky\) has no weights",
     ),
-    "batch norm": (
-        [L, snn.Leaky(beta=0.5), L, nn.BatchNorm1d(4), snn.Leaky(beta=0.5)],
-        r"'3' \(BatchNorm1d\).*fold",
+    "layer norm": (
+        [L, snn.Leaky(beta=0.5), L, nn.LayerNorm(4), snn.Leaky(beta=0.5)],
+        r"'3' \(LayerNorm\).*states at every step",
     ),
-    "dropout": ([L, snn.Leaky(beta=0.5), nn.Dropout(), L, snn.Leaky(beta=0.5)], r"'2' \(Dropout\).*mask"),
+    "batch norm without statistics": (
+        [L, snn.Leaky(beta=0.5), L, nn.BatchNorm1d(4, track_running_stats=False), snn.Leaky(beta=0.5)],
+        r"'3' \(BatchNorm1d\).*track_running_stats=True",
+    ),
+    "alpha dropout": ([L, snn.Leaky(beta=0.5), nn.AlphaDropout(), L, snn.Leaky(beta=0.5)], r"nn\.Dropout"),
     "relu": ([L, snn.Leaky(beta=0.5), nn.ReLU(), L, snn.Leaky(beta=0.5)], r"'2' \(ReLU\).*nonlinearity"),
     "unknown": (
         [L, snn.Leaky(beta=0.5), nn.Bilinear(1, 1, 1), L, snn.Leaky(beta=0.5)],
         "not known to be linear",
     ),
-    "synaptic": ([L, snn.Synaptic(alpha=0.5, beta=0.5), L], r"'1' \(Synaptic\).*snn.Leaky"),
-    "recurrent": ([L, snn.RLeaky(beta=0.5, all_to_all=False), L], r"'1' \(RLeaky\)"),
+    "parallel": ([L, snn.LeakyParallel(4, 4), L], r"'1' \(LeakyParallel\).*all time steps in one call.*snn\.Leaky"),
+    "long short-term memory": ([L, snn.SLSTM(4, 4), L], r"'1' \(SLSTM\).*gates"),
+    "associative": ([L, snn.AssociativeLeaky.from_num_spiking_neurons(4, 4, False), L], "AssociativeLeaky.*gated"),
+    "synapse that never settles": ([L, snn.Synaptic(alpha=1.0, beta=0.5), L], "synapse without a steady state"),
+    "learnable synapse": ([L, snn.Synaptic(alpha=0.5, beta=0.5, learn_alpha=True), L], "learn_alpha=False"),
     "learnable leak": ([L, snn.Leaky(beta=0.5, learn_beta=True), L], "learn_beta=False"),
     "inhibition": ([L, snn.Leaky(beta=0.5, inhibition=True), L], "inhibition=False"),
     "graded spikes": ([L, snn.Leaky(beta=0.5, graded_spikes_factor=2.0), L], "graded_spikes_factor"),
@@ -139,8 +146,10 @@ def test_refusals_say_where_why_and_what_to_do(case):
         model_of(*modules)
 
 
-def test_only_sequentials_so_far():
-    with pytest.raises(TypeError, match=r"expected an nn\.Sequential"):
+def test_only_modules():
+    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
+        ep.convert([nn.Linear(3, 3)])
+    with pytest.raises(ValueError, match="has no neuron"):
         ep.convert(nn.Linear(3, 3))
 
 

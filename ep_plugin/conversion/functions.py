@@ -1,0 +1,145 @@
+"""Functions that a traced forward calls, as the modules that do the same."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
+    F.avg_pool1d: nn.AvgPool1d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.avg_pool3d: nn.AvgPool3d,
+    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.adaptive_avg_pool3d: nn.AdaptiveAvgPool3d,
+    F.adaptive_max_pool1d: nn.AdaptiveMaxPool1d,
+    F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    F.max_pool1d: nn.MaxPool1d,
+    F.max_pool2d: nn.MaxPool2d,
+    F.max_pool3d: nn.MaxPool3d,
+    torch.max_pool1d: nn.MaxPool1d,
+    torch.max_pool2d: nn.MaxPool2d,
+    torch.max_pool3d: nn.MaxPool3d,
+    F.pixel_shuffle: nn.PixelShuffle,
+    F.pixel_unshuffle: nn.PixelUnshuffle,
+}
+
+_DROPOUTS: dict[Callable[..., Any], type[nn.modules.dropout._DropoutNd]] = {
+    F.dropout: nn.Dropout,
+    torch.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
+
+_PADDINGS = {
+    "constant": (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+
+UNCHANGED = ("contiguous", "to", "float", "clone", "cpu", "cuda", "requires_grad_")
+"""Methods that give the same values."""
+
+
+class Size(int):
+    """A size of the input, which tracing does not know: products of it stay unknown."""
+
+    def __mul__(self, other: int) -> "Size":
+        return Size(int(self) * other)
+
+    __rmul__ = __mul__
+
+
+class Function(nn.Module):
+    """A function of one tensor among other arguments."""
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], place: int
+    ) -> None:
+        super().__init__()
+        self.function, self.args, self.options, self.place = function, args, options, place
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = self.args[: self.place], self.args[self.place :]
+        return self.function(*before, x, *after, **self.options)
+
+
+def modules_of(
+    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], place: int = 0
+) -> list[nn.Module]:
+    """The modules, one after the other, that do what `function` does to one tensor.
+
+    Args:
+        function: what is called, or the method of `torch.Tensor`.
+        args, options: its other arguments.
+        place: which of the positional arguments the tensor is.
+    """
+    if place == 0:
+        if function in (torch.flatten, Tensor.flatten):
+            return [nn.Flatten(*(args or (0,)), **options)]
+        if function in (Tensor.view, Tensor.reshape, torch.reshape) and not options:
+            return _reshaped(args)
+        if function in _SAME_ARGUMENTS:
+            return [_SAME_ARGUMENTS[function](*args, **options)]
+        if function in _DROPOUTS:
+            p = args[0] if args else options.get("p", 0.5)
+            training = args[1] if len(args) > 1 else options.get("training", True)
+            return [_DROPOUTS[function](p)] if training else [nn.Identity()]
+        if function is F.pad:
+            return [_padding(*args, **options)]
+        if function is F.interpolate:
+            known = {k: v for k, v in options.items() if k not in ("recompute_scale_factor", "antialias") or v}
+            return [nn.Upsample(*args, **known)]
+    return [Function(function, args, options, place)]
+
+
+def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
+    """`view` or `reshape`, whose first size is the batch's; a shape without it belongs to one sample."""
+    shape = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list, torch.Size)) else args
+    _, *rest = shape
+    if any(isinstance(n, Size) for n in rest):
+        rest = [-1 if isinstance(n, Size) else n for n in rest]
+        if rest.count(-1) > 1:
+            raise ValueError(f"{shape} depends on more than one size of the input; write them as numbers")
+    if len(rest) == 1:  # a size that is not the sample's shows when the next module does not fit
+        return [nn.Flatten(1)]
+    return [nn.Flatten(1), nn.Unflatten(1, tuple(rest))]
+
+
+def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> nn.Module:
+    kind = _PADDINGS[mode][len(pad) // 2 - 1]
+    return kind(tuple(pad), value or 0.0) if mode == "constant" else kind(tuple(pad))
+
+
+def as_sum(
+    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> list[tuple[Any, float]] | None:
+    """The terms (argument, factor) of a function that is linear in tensors and numbers; None for others."""
+    if function in _ADDITIONS and len(args) == 2:
+        factor = _ADDITIONS[function] * float(options.get("alpha", 1))
+        return [(args[0], 1.0), (args[1], factor)]
+    if function in _PRODUCTS and len(args) == 2:
+        for number, other in (args, args[::-1]):
+            if isinstance(number, (int, float)):
+                return [(other, float(number))]
+    if function in _QUOTIENTS and len(args) == 2 and isinstance(args[1], (int, float)):
+        return [(args[0], 1 / args[1])]
+    if function in (operator.neg, torch.neg, Tensor.neg):
+        return [(args[0], -1.0)]
+    return None
+
+
+_ADDITIONS: dict[Callable[..., Any], float] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, Tensor.add, Tensor.add_), 1.0),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, Tensor.sub, Tensor.sub_), -1.0),
+}
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, Tensor.mul, Tensor.mul_)
+_QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, Tensor.div, Tensor.div_)

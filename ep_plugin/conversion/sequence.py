@@ -1,0 +1,48 @@
+"""Models that are sequences of modules: `nn.Sequential` and Norse's `SequentialState`, nested if you like."""
+
+from torch import nn
+
+from ep_plugin.conversion import neurons
+from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
+
+
+def is_sequence(net: nn.Module) -> bool:
+    """Whether no module in it calls neurons in a forward of its own."""
+    if neurons.library(net) is not None:
+        return True
+    return _is_container(net) and all(
+        neurons.library(m) is not None or not any(neurons.library(inner) for inner in m.modules())
+        for _, m in _leaves(net)
+    )
+
+
+def read(net: nn.Module) -> Plan:
+    """The modules one after the other, each neuron's spikes going to the module behind it."""
+    plan = Plan({}, {}, Input())
+    signal: Signal = plan.output
+    for name, module in _leaves(net):
+        found = neurons.library(module)
+        if found is None:
+            signal = Applied(name, module, signal)
+        elif (parts := found.integrator(module)) is not None:
+            for part in parts:
+                signal = Applied(name, part, signal)
+        else:
+            plan.neurons[name], plan.received[name] = module, signal
+            signal = Spikes(name)
+    plan.output = signal
+    return plan
+
+
+def _leaves(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """Every module of a sequence with its name, those that Norse lifts over time unpacked."""
+    if not _is_container(net):
+        return [(prefix.removesuffix("."), net)]
+    return [leaf for name, child in net._modules.items() if child for leaf in _leaves(child, f"{prefix}{name}.")]
+
+
+def _is_container(module: nn.Module) -> bool:
+    kind = type(module)
+    if kind is nn.Sequential:
+        return True
+    return kind.__module__.startswith("norse.") and kind.__name__ in ("SequentialState", "Lift")

@@ -1,0 +1,67 @@
+"""Norse's `LIFBoxCell` with convergent dynamics."""
+
+import torch
+from norse.torch import LIFBoxCell, LIFBoxParameters
+from torch import Tensor
+
+from ep_plugin.checks import fraction
+from ep_plugin.encoders import Encoder, as_encoder
+from ep_plugin.neurons import convergent
+from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
+from ep_plugin.neurons.convergent import ConvergentState
+
+
+class ConvergentLIFBoxCell(LIFBoxCell):
+    """Norse's `LIFBoxCell` with convergent dynamics, for `SequentialState` or a loop of your own.
+
+    One call moves the membrane towards its equilibrium clip(input, 0, v_th - v_leak), measured from
+    v_leak, and returns what the neuron sends: binary spikes, or the state over the threshold for
+    the graded encoder. The mean of the spikes tends to membrane / (v_th - v_leak).
+
+        state = None
+        for step in range(num_steps):
+            z, state = cell(current, state)
+
+    Args:
+        p: Norse's parameters. `v_th - v_leak` is the threshold, above 0; `tau_mem_inv` and the reset
+            are kept, and without effect on the equilibrium.
+        encoder, activation: as in `ConvergentNetwork`.
+        step_size: how far the membrane moves in a step, in (0, 1].
+
+    Raises:
+        ValueError: a setting is out of its range or unknown.
+    """
+
+    def __init__(
+        self,
+        p: LIFBoxParameters | None = None,
+        *,
+        encoder: str | Encoder = "predictive",
+        activation: str | Activation | Elementwise = "hard_sigmoid",
+        step_size: float = 0.85,
+    ) -> None:
+        super().__init__(LIFBoxParameters() if p is None else p)
+        if not bool((self.threshold > 0).all()):
+            raise ValueError(f"v_th - v_leak is {self.threshold.tolist()}; expected numbers above 0")
+        self.encoder = as_encoder(encoder)
+        self.activation = as_activation(activation)
+        self.step_size = fraction("step_size", step_size)
+
+    @property
+    def threshold(self) -> Tensor:
+        """v_th - v_leak."""
+        return torch.as_tensor(self.p.v_th) - torch.as_tensor(self.p.v_leak)
+
+    def forward(self, input_tensor: Tensor, state: ConvergentState | None = None) -> tuple[Tensor, ConvergentState]:
+        """One step.
+
+        Args:
+            input_tensor: the neurons' drive, `[B, ...]`.
+            state: what the last call returned; None starts from rest.
+
+        Returns:
+            The spikes `[B, ...]` and the new state.
+        """
+        return convergent.step(
+            "state", input_tensor, state, self.threshold, self.activation, self.encoder, self.step_size
+        )
