@@ -103,22 +103,20 @@ class SteadyMembrane(nn.Module):
 
     Args:
         gain: a function of the constants, in their order.
-        constants: tensors by their names. Parameters among them are
+        constants: tensors by their names. Parameters among them, and the offset if it is one, are
             shared, and trained.
         offset: where the membrane rests without input.
     """
 
-    def __init__(self, gain: Callable[..., Tensor], constants: dict[str, Tensor], offset: float | Tensor = 0.0) -> None:
+    def __init__(self, gain: Callable[..., Tensor], constants: dict[str, Tensor], offset: Tensor | None = None) -> None:
         super().__init__()
-        self.gain, self.names = gain, tuple(constants)
-        for name, value in constants.items():
+        self.function, self.names = gain, tuple(constants)
+        for name, value in {**constants, "offset": offset}.items():
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             else:
                 self.register_buffer(name, value, persistent=False)
-        self.register_buffer("offset", torch.as_tensor(offset).detach(), persistent=False)
-
-    offset: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain(*(getattr(self, name) for name in self.names)) + self.offset
+        membrane = x * self.function(*(getattr(self, name) for name in self.names))
+        return membrane if self.offset is None else membrane + self.offset

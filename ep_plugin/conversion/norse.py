@@ -84,11 +84,14 @@ def integrator(module: Any) -> list[nn.Module] | None:
     if not isinstance(module, _INTEGRATORS):
         return None
     before = [_linear(module.input_weights)] if isinstance(module, LILinearCell) else []
-    gain = torch.ones(()) if isinstance(module, LIBoxCell) else 1 / (module.dt * torch.as_tensor(module.p.tau_syn_inv))
-    rest = torch.as_tensor(module.p.v_leak)
-    if gain.numel() == 1 and not bool(rest.any()):
-        return [*before, Scale(gain.item())]
-    return [*before, SteadyMembrane(lambda gain: gain, {"gain": gain.detach()}, rest)]
+    rest, dt = torch.as_tensor(module.p.v_leak), module.dt
+    if isinstance(module, LIBoxCell):
+        steady = SteadyMembrane(lambda: torch.ones(()), {}, rest)
+    else:
+        steady = SteadyMembrane(lambda tau: 1 / (dt * tau), {"tau": torch.as_tensor(module.p.tau_syn_inv)}, rest)
+    if any(True for _ in steady.parameters()) or bool(rest.any()) or steady(torch.ones(())).numel() > 1:
+        return [*before, steady]
+    return [*before, Scale(steady(torch.ones(())).item())]
 
 
 def steady_membrane(place: str, module: nn.Module) -> nn.Module:
