@@ -108,6 +108,8 @@ class SteadyMembrane(nn.Module):
         offset: where the membrane rests without input.
     """
 
+    offset: Tensor | None
+
     def __init__(self, gain: Callable[..., Tensor], constants: dict[str, Tensor], offset: Tensor | None = None) -> None:
         super().__init__()
         self.function, self.names = gain, tuple(constants)

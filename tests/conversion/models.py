@@ -11,6 +11,8 @@ from norse.torch.models.conv import ConvNet
 from snntorch import surrogate
 from torch import nn
 
+import ep_plugin as ep
+
 BETA = 0.9
 
 
@@ -20,11 +22,11 @@ def quickstart():
         nn.Conv2d(1, 8, 3),
         nn.MaxPool2d(2),
         snn.Leaky(beta=BETA, spike_grad=surrogate.fast_sigmoid(), init_hidden=True),
-        nn.Conv2d(8, 16, 2),
+        nn.Conv2d(8, 16, 3),
         nn.MaxPool2d(2),
         snn.Leaky(beta=BETA, init_hidden=True),
         nn.Flatten(),
-        nn.Linear(16, 10),
+        nn.Linear(16 * 2 * 2, 10),
         snn.Leaky(beta=BETA, init_hidden=True, output=True),
     )
 
@@ -62,9 +64,9 @@ class Tutorial6(nn.Module):
         self.batch_size = batch_size
         self.conv1 = nn.Conv2d(1, 12, 3)
         self.lif1 = snn.Leaky(beta=0.5, spike_grad=surrogate.fast_sigmoid(slope=25))
-        self.conv2 = nn.Conv2d(12, 32, 2)
+        self.conv2 = nn.Conv2d(12, 32, 3)
         self.lif2 = snn.Leaky(beta=0.5, spike_grad=surrogate.fast_sigmoid(slope=25))
-        self.fc1 = nn.Linear(32, 10)
+        self.fc1 = nn.Linear(32 * 2 * 2, 10)
         self.lif3 = snn.Leaky(beta=0.5, spike_grad=surrogate.fast_sigmoid(slope=25))
 
     def forward(self, x):
@@ -87,11 +89,11 @@ def tutorial7():
         nn.Conv2d(2, 12, 3),
         snn.Leaky(beta=BETA, spike_grad=grad, init_hidden=True),
         nn.MaxPool2d(2),
-        nn.Conv2d(12, 32, 2),
+        nn.Conv2d(12, 32, 3),
         snn.Leaky(beta=BETA, spike_grad=grad, init_hidden=True),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32, 10),
+        nn.Linear(32 * 2 * 2, 10),
         snn.Leaky(beta=BETA, spike_grad=grad, init_hidden=True, output=True),
     )
 
@@ -161,11 +163,11 @@ def norse_introduction():
         nn.Conv2d(1, 10, 3, 1),
         norse.LIFCell(),
         nn.MaxPool2d(2, 2),
-        nn.Conv2d(10, 20, 2, 1),
+        nn.Conv2d(10, 20, 3, 1),
         norse.LIFCell(),
         nn.MaxPool2d(2, 2),
         nn.Flatten(),
-        nn.Linear(20, 10),
+        nn.Linear(80, 10),
         norse.LICell(),
     )
 
@@ -199,13 +201,13 @@ class Residual(nn.Module):
         self.lif1 = snn.Leaky(beta=BETA, init_hidden=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.lif2 = snn.Leaky(beta=BETA, init_hidden=True)
-        self.fc = nn.Linear(channels, 10)
+        self.fc = nn.Linear(4 * channels, 10)
 
     def forward(self, x):
         x = self.lif0(self.stem(x))
         x = self.lif1(self.bn1(self.conv1(x))) + x
         x = self.lif2(self.conv2(x) + x)
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.fc(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
 
 def to_one(output, y):
@@ -227,6 +229,7 @@ def flat(x):
 
 
 def polarities(x):
+    x = large(x)
     return torch.cat([x, 1 - x], 1)
 
 
@@ -248,7 +251,7 @@ class Row:
         options: of `convert`.
         refusal: what `convert` without them says, where there is no energy of the model as it is.
         gain: of `initialize_`; None keeps the model's own initialisation.
-        lr: of Adam.
+        gradient, lr: with what it learns: the estimator (None: the default), and Adam's learning rate.
     """
 
     make: Callable[[], nn.Module]
@@ -257,23 +260,26 @@ class Row:
     options: dict = field(default_factory=dict)
     refusal: str | None = None
     gain: float | None = 2.0
-    lr: float = 1e-2
+    gradient: ep.EquilibriumPropagation | None = None
+    lr: float = 5e-3
 
 
 AVERAGED = {"options": {"pooling": "average"}, "refusal": MAX_POOLING}
 
+SMALL_NUDGE = ep.EquilibriumPropagation(beta=0.3)  # these outputs are neurons themselves, and may sit on their bounds
+
 MODELS = {
-    "snntorch quickstart": Row(quickstart, to_one, **AVERAGED),
+    "snntorch quickstart": Row(quickstart, to_one, large, **AVERAGED, gradient=SMALL_NUDGE, lr=1e-2),
     "snntorch tutorial 5": Row(Tutorial5, to_one, flat),
-    "snntorch tutorial 6": Row(Tutorial6, to_one, **AVERAGED),
+    "snntorch tutorial 6": Row(Tutorial6, to_one, large, **AVERAGED, gradient=SMALL_NUDGE, lr=1e-2),
     "snntorch tutorial 7": Row(tutorial7, to_one, polarities, **AVERAGED),
     "snntorch population": Row(population, to_one_population),
     "snntorch regression": Row(
         Regression, regression, flat, {"freeze_leak": True}, "learnable leak.*does not depend", gain=None
     ),
     "snntorch auto-encoder": Row(encoder, to_one),
-    "norse introduction": Row(norse_introduction, gain=None, **AVERAGED),
+    "norse introduction": Row(norse_introduction, input=large, gain=None, **AVERAGED),
     "norse ConvNet": Row(norse_convnet, input=large, gain=None, **AVERAGED),
     "norse LICell readout": Row(norse_readout, input=flat, gain=None),
-    "residual": Row(Residual),
+    "residual": Row(Residual, gain=1.0, lr=1e-2),
 }

@@ -58,9 +58,9 @@ def test_converges_to_the_gradient_of_backpropagation(name, digits):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_falls_by_half_in_50_steps(name, digits):
-    """Spiking, at default settings, with Adam."""
+    """Spiking, with Adam."""
     row, (x, y) = MODELS[name], digits
-    model = ep.convert(made(row), **row.options)
+    model = ep.convert(made(row), **row.options, gradient=row.gradient)
     optimizer = torch.optim.Adam(model.parameters(), row.lr)
     losses = []
     for _ in range(STEPS):
