@@ -2,6 +2,7 @@
 
 import snntorch as snn
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ep_plugin as ep
@@ -86,4 +87,60 @@ def lateral() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
     return model, x
 
 
-PROBLEMS = {f.__name__: f for f in (perceptron, output_inside, convolutional, strided, grouped, skip, lateral)}
+class Residual(nn.Module):
+    """Spikes added to those before them, and what follows the sum; a batch normalisation; a shared convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.lif0 = nn.Conv2d(1, 3, 3), leaky(0.9)
+        self.conv1, self.lif1 = nn.Conv2d(3, 3, 3, padding=1), leaky(1.1)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc, self.lif2, self.out = nn.Linear(12, 8), leaky(), nn.Linear(8, 5)
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x):
+        mem0, mem1, mem2 = self.lif0.reset_mem(), self.lif1.reset_mem(), self.lif2.reset_mem()
+        for _ in range(3):
+            spk0, mem0 = self.lif0(self.conv0(x), mem0)
+            spk1, mem1 = self.lif1(self.norm(self.conv1(spk0)) - 0.5 * spk0, mem1)
+            pooled = F.avg_pool2d(self.norm(self.conv1(spk1 + spk0)), 2)
+            spk2, mem2 = self.lif2(self.fc(pooled.view(x.size(0), -1)), mem2)
+        return self.out(spk2)
+
+
+def residual() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    return ep.convert(Residual(), activation="sigmoid", **SMOOTH), torch.rand(4, 1, 6, 6)
+
+
+def recurrent() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    """Lateral weights that are not symmetric, in both libraries' neurons, with a gain and a learnable threshold."""
+    net = nn.Sequential(
+        nn.Linear(12, 9),
+        snn.RSynaptic(0.3, 0.5, linear_features=9, threshold=torch.linspace(1.5, 2.5, 9), learn_threshold=True),
+        nn.Linear(9, 7),
+        snn.RLeaky(0.5, V=torch.linspace(-0.5, 0.5, 7), all_to_all=False),
+        nn.Linear(7, 5),
+    )
+    return ep.convert(net, activation="sigmoid", **SMOOTH), torch.rand(6, 12)
+
+
+def norse_recurrent() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    import norse.torch as norse
+
+    cell = norse.LIFRecurrentCell(9, 7)
+    with torch.no_grad():
+        cell.recurrent_weights.mul_(0.05)
+        cell.input_weights.mul_(0.2)
+    p = norse.LIFBoxParameters(v_th=nn.Parameter(torch.tensor(0.7)))
+    net = norse.SequentialState(nn.Linear(12, 9), norse.LIFBoxCell(p), cell, nn.Linear(7, 5), norse.LICell())
+    return ep.convert(net, activation="sigmoid", **SMOOTH), torch.rand(6, 12)
+
+
+PROBLEMS = {
+    f.__name__: f
+    for f in (
+        *(perceptron, output_inside, convolutional, strided, grouped, skip, lateral),
+        *(residual, recurrent, norse_recurrent),
+    )
+}

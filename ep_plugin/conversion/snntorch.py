@@ -79,7 +79,10 @@ _REFUSED = {
 
 
 def is_neuron(module: nn.Module) -> bool:
-    return isinstance(module, snn.SpikingNeuron) or type(module).__module__.startswith("snntorch.")
+    kind = type(module)
+    if kind.__name__ == "RecurrentOneToOne":  # what RLeaky and RSynaptic keep their V in
+        return False
+    return isinstance(module, snn.SpikingNeuron) or kind.__module__.startswith("snntorch.")
 
 
 def check(place: str, module: nn.Module) -> None:

@@ -279,7 +279,15 @@ MODELS = {
     ),
     "snntorch auto-encoder": Row(encoder, to_one),
     "norse introduction": Row(norse_introduction, input=large, gain=None, **AVERAGED),
-    "norse ConvNet": Row(norse_convnet, input=large, gain=None, **AVERAGED),
+    "norse ConvNet": Row(
+        norse_convnet,
+        input=large,
+        # Its second convolution is multiplied by 10, so what it feeds back is too.
+        options={"pooling": "average", "feedback": [0.015, 0.15]},
+        refusal=MAX_POOLING,
+        gain=None,
+        lr=5e-4,
+    ),
     "norse LICell readout": Row(norse_readout, input=flat, gain=None),
     "residual": Row(Residual, gain=1.0, lr=1e-2),
 }
