@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ep_plugin.connections import DIFFERENTIATED, REGISTRY, Connection
-from ep_plugin.conversion.neurons import Neuron, place_of
-from ep_plugin.conversion.plan import Applied, Combination, Computation, Input, Plan, Signal, Spikes, sources
+from ep_plugin.conversion import tracing
+from ep_plugin.conversion.neurons import NO_TIME, Neuron, place_of
+from ep_plugin.conversion.plan import Applied, Combination, Computation, Input, Plan, Signal, Spikes, behind, sources
 from ep_plugin.modules import FixedNormalisation, Scale, SharedDropout
 
 POOLING = {
@@ -124,7 +125,7 @@ def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], pooling
             "the cost acts on one layer: add what the output needs of the others to what that neuron receives"
         )
     if any(isinstance(s, Input) and s.at_a_step for signal in plan.received.values() for s in sources(signal)):
-        notes.append("the input is that of one step, [batch, ...], with no time axis")
+        notes.append(NO_TIME)
     after = _modules(plan.output)
     return Blocks(stem, connections, nn.Sequential(*after) if after else None, list(order), notes)
 
@@ -147,6 +148,8 @@ class _Ways:
                 for source, modules in self.to(part)
             ]
         assert isinstance(signal, Applied)
+        if (inside := _inside(signal)) is not None:
+            return self.to(inside)
         before = self.to(signal.signal)
         if signal.module not in self.placed:
             self.placed[signal.module] = between(signal.name, signal.module, self.pooling, self.notes)
@@ -156,6 +159,18 @@ class _Ways:
             (source, [*modules, module]),
             *((s, [*ms, without_offset(place_of(signal.name, signal.module), module)]) for s, ms in others),
         ]
+
+
+def _inside(signal: Applied) -> Signal | None:
+    """What a module that is not PyTorch's own does to its signal; None where only the module can tell."""
+    kind = type(signal.module)
+    if kind.__module__.startswith(("torch.", "ep_plugin.")):
+        return None
+    try:
+        done = tracing.read(signal.module).output
+    except ValueError:
+        return None
+    return behind(signal.signal, done, f"{signal.name}.")
 
 
 def between(name: str, module: nn.Module, pooling: str, notes: list[str]) -> nn.Module:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ep_plugin.neurons.activations import Activation
 
+NO_TIME = "the input is that of one step, [batch, ...], with no time axis"
+
 
 @dataclass
 class Neuron:

@@ -27,7 +27,7 @@ from norse.torch.module.leaky_integrator import LILinearCell
 from norse.torch.module.leaky_integrator_box import LIBoxCell
 from torch import Tensor, nn
 
-from ep_plugin.conversion.neurons import Neuron
+from ep_plugin.conversion.neurons import NO_TIME, Neuron
 from ep_plugin.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.norse import ConvergentLIFBoxCell
 
@@ -84,11 +84,12 @@ def integrator(module: Any) -> list[nn.Module] | None:
     if not isinstance(module, _INTEGRATORS):
         return None
     before = [_linear(module.input_weights)] if isinstance(module, LILinearCell) else []
-    rest, dt = torch.as_tensor(module.p.v_leak), module.dt
+    rest = torch.as_tensor(module.p.v_leak)
     if isinstance(module, LIBoxCell):
-        steady = SteadyMembrane(lambda: torch.ones(()), {}, rest)
+        steady = SteadyMembrane(torch.ones_like, {"gain": torch.ones(())}, rest)
     else:
-        steady = SteadyMembrane(lambda tau: 1 / (dt * tau), {"tau": torch.as_tensor(module.p.tau_syn_inv)}, rest)
+        tau_syn_inv = torch.as_tensor(module.p.tau_syn_inv)
+        steady = SteadyMembrane(_gain, {"tau_syn_inv": tau_syn_inv, "dt": torch.as_tensor(module.dt)}, rest)
     if any(True for _ in steady.parameters()) or bool(rest.any()) or steady(torch.ones(())).numel() > 1:
         return [*before, steady]
     return [*before, Scale(steady(torch.ones(())).item())]
@@ -120,7 +121,7 @@ def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
         raise ValueError(f"{place} has v_th - {resting} {threshold.tolist()}; expected numbers above 0")
     gain: Tensor | float = 1.0
     if isinstance(module, _SYNAPTIC):
-        gain = 1 / (module.dt * torch.as_tensor(p.tau_syn_inv).detach())
+        gain = _gain(torch.as_tensor(p.tau_syn_inv).detach(), module.dt)
     recurrent = isinstance(module, _RECURRENT)
     return Neuron(
         threshold,
@@ -143,7 +144,13 @@ def differences(neurons: dict[str, Any]) -> list[str]:
         )
     if recurrent := [name for name, n in neurons.items() if isinstance(n, _RECURRENT)]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")
+    if any(isinstance(n, (norse.LIF, norse.IAF, norse.LIFRecurrent)) for n in neurons.values()):
+        notes.append(NO_TIME)
     return notes
+
+
+def _gain(tau_syn_inv: Tensor, dt: float | Tensor) -> Tensor:
+    return 1 / (dt * tau_syn_inv)
 
 
 def _linear(weight: Any) -> nn.Linear:

@@ -75,6 +75,15 @@ def sources(signal: Signal) -> Iterator[Input | Spikes]:
         yield signal
 
 
+def behind(signal: Signal, done: Signal, prefix: str) -> Signal:
+    """`done`, which says what becomes of an input, with `signal` as the input and the names prefixed."""
+    if isinstance(done, Applied):
+        return Applied(prefix + done.name, done.module, behind(signal, done.signal, prefix))
+    if isinstance(done, Combination):
+        return combine([(behind(signal, part, prefix), factor) for part, factor in done.terms])
+    return signal
+
+
 class Computation(nn.Module):
     """A signal that branches and joins, as a module of its source."""
 

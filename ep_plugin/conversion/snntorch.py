@@ -15,7 +15,8 @@ For `Leaky` and `Synaptic` with beta = 1 and the subtract reset (integrate and f
 which the original fires under a steady input. For the others r is not: weights, thresholds and
 gains are shared, leak and reset are not. V becomes symmetric because the energy's term of a layer
 with itself, <r, V r> / 2, has the derivative (V + V^T) r / 2: no energy drives a neuron by V r
-alone unless V is symmetric. Autograd carries the contrast of that term back to V.
+alone unless V is symmetric. Autograd carries the contrast of that term back to V. Where gain *
+(V + V^T) / 2 has an eigenvalue above the threshold, the layer may have several equilibria.
 
 A neuron of which a traced forward reads only the membrane, and that never resets
 (`reset_mechanism="none"`), is a leaky integrator: its steady membrane is gain / (1 - beta) times
@@ -34,8 +35,20 @@ from ep_plugin.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.snntorch import ConvergentLeaky
 
 
-def _synapse(alpha: Tensor) -> Tensor:
-    return 1 / (1 - alpha.clamp(0, 1))
+def _one() -> Tensor:
+    return torch.ones(())
+
+
+def _resistance(resistance: Tensor) -> Tensor:
+    return resistance
+
+
+def _leaky(beta: Tensor) -> Tensor:
+    return 1 / (1 - beta.clamp(0, 1))
+
+
+def _synaptic(alpha: Tensor, beta: Tensor) -> Tensor:
+    return _leaky(alpha) * _leaky(beta)
 
 
 def _alpha(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -45,20 +58,20 @@ def _alpha(alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 _GAINS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    snn.Leaky: (lambda: torch.ones(()), ()),
-    ConvergentLeaky: (lambda: torch.ones(()), ()),
-    snn.RLeaky: (lambda: torch.ones(()), ()),
-    snn.Lapicque: (lambda R: R, ("R",)),
-    snn.Synaptic: (_synapse, ("alpha",)),
-    snn.RSynaptic: (_synapse, ("alpha",)),
+    snn.Leaky: (_one, ()),
+    ConvergentLeaky: (_one, ()),
+    snn.RLeaky: (_one, ()),
+    snn.Lapicque: (_resistance, ("R",)),
+    snn.Synaptic: (_leaky, ("alpha",)),
+    snn.RSynaptic: (_leaky, ("alpha",)),
     snn.Alpha: (_alpha, ("alpha", "beta")),
 }
 """Neuron -> its gain, a function of the named attributes."""
 
 _MEMBRANES: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    snn.Leaky: (_synapse, ("beta",)),
+    snn.Leaky: (_leaky, ("beta",)),
     snn.Lapicque: _GAINS[snn.Lapicque],
-    snn.Synaptic: (lambda alpha, beta: _synapse(alpha) * _synapse(beta), ("alpha", "beta")),
+    snn.Synaptic: (_synaptic, ("alpha", "beta")),
     snn.Alpha: _GAINS[snn.Alpha],
 }
 """Neuron -> its steady membrane over a steady input, if it never resets."""

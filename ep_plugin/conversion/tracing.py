@@ -92,7 +92,9 @@ class _Tracer(fx.Tracer):
         return _Traced(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return neurons.library(m) is not None or not any(neurons.library(inner) for inner in m.modules())
+        if neurons.library(m) is not None:
+            return True
+        return type(m) is not nn.Sequential and not any(neurons.library(inner) for inner in m.modules())
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         called: Any = super().call_module(m, forward, args, kwargs)

@@ -193,6 +193,58 @@ def test_ways_to_flatten(flat):
     assert type(model.connections[0].module[2]) is nn.Flatten
 
 
+def test_modules_without_neurons_are_looked_into():
+    """Between neurons, where what they do must be known; elsewhere they are taken as they are."""
+
+    class Normed(nn.Module):
+        def __init__(self, size, into=True):
+            super().__init__()
+            self.fc, self.norm, self.into = nn.Linear(size, 6), nn.BatchNorm1d(6), into
+            nn.init.uniform_(self.norm.running_mean)
+
+        def forward(self, x):
+            x = self.norm(self.fc(x))
+            return x if self.into or x.sum() > 0 else -x
+
+    class Composed(Net):
+        def __init__(self, into):
+            super().__init__()
+            self.first, self.second = Normed(8, False), nn.Sequential(nn.Dropout(0.0), Normed(6, into))
+
+        def forward(self, x):
+            spk1, _ = self.lif1(self.first(x))
+            return self.lif2(self.second(spk1))
+
+    model = ep.convert(Composed(True), **GRADED)
+    assert [type(m).__name__ for m in model.connections[0].module] == ["SharedDropout", "Linear", "FixedNormalisation"]
+    model(torch.rand(4, 8))
+    with pytest.raises(ValueError, match=r"'second\.1' \(Normed\) cannot be converted.*not known to be linear"):
+        ep.convert(Composed(False))
+
+
+def test_a_converted_model_pickles(tmp_path):
+    """Unlike snnTorch's neurons: training in several processes needs it."""
+    for make in (
+        Functional,
+        lambda: Integrated(snn.Leaky(beta=torch.tensor([0.5]), reset_mechanism="none", learn_beta=True)),
+    ):
+        model = ep.convert(make())
+        torch.save(model, tmp_path / "model.pt")
+        other = torch.load(tmp_path / "model.pt", weights_only=False)
+        x = torch.rand(2, 1, 10, 10) if make is Functional else torch.rand(2, 8)
+        assert torch.equal(model(x), other(x))
+
+
+class Integrated(Net):
+    def __init__(self, neuron):
+        super().__init__()
+        self.li = neuron
+
+    def forward(self, x):
+        spk, _ = self.lif1(self.fc1(x) + torch.tanh(self.fc1(x)))
+        return self.li(self.out(spk))[1]
+
+
 def test_a_shape_that_does_not_fit_shows_at_the_door():
     class Wrong(Functional):
         def forward(self, x):
