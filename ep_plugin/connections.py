@@ -61,6 +61,11 @@ DIFFERENTIATED = (
 )
 """Modules that are linear and have no entry in the registry."""
 
+_NOT_LINEAR: dict[type[nn.Module], type[nn.Module]] = {
+    nn.modules.batchnorm._BatchNorm: FixedNormalisation,
+    nn.modules.dropout._DropoutNd: SharedDropout,
+}
+
 
 class Connection(nn.Module):
     """The weights between two layers of neurons.
@@ -178,6 +183,12 @@ def _composition(modules: list[nn.Module]) -> list[LinearMap | Differentiated]:
     """The modules' maps, folded where that is exact."""
     maps: list[LinearMap | Differentiated] = []
     for module in modules:
+        for unfit, fit in _NOT_LINEAR.items():
+            if isinstance(module, unfit):
+                raise ValueError(
+                    f"a {type(module).__name__} changes from step to step, so it cannot connect neurons; expected "
+                    f"ep_plugin.modules.{fit.__name__}(module) in its place, or ep_plugin.convert"
+                )
         if not _is_registered(module):
             maps.append(Differentiated(module))
             continue

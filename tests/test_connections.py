@@ -235,6 +235,12 @@ def test_one_mask_for_all_samples(dropout, varies):
     assert torch.equal(connection.tensors(x.shape[1:])[-1], torch.ones((), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(4), nn.Dropout()])
+def test_what_changes_from_step_to_step_is_refused(module):
+    with pytest.raises(ValueError, match=r"ep_plugin\.modules\."):
+        Connection(nn.Sequential(nn.Linear(4, 4), module), 0, 1)
+
+
 def test_a_normalisation_without_statistics_is_refused():
     with pytest.raises(ValueError, match="track_running_stats=True"):
         FixedNormalisation(nn.BatchNorm2d(3, track_running_stats=False))

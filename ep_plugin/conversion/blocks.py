@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -216,10 +217,13 @@ def without_offset(place: str, module: nn.Module) -> nn.Module:
             f"{place} cannot be converted: it follows a sum of several neurons' signals, and is not the same on each "
             "of them; put it before the sum"
         )
-    if getattr(module, "bias", None) is None:
+    linear: Any = copy.copy(module)
+    if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
+        linear.value = 0.0
+    elif getattr(module, "bias", None) is not None:
+        linear._parameters = {**module._parameters, "bias": None}
+    else:
         return module
-    linear = copy.copy(module)
-    linear._parameters = {**module._parameters, "bias": None}
     return linear
 
 

@@ -23,6 +23,11 @@ _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     torch.max_pool1d: nn.MaxPool1d,
     torch.max_pool2d: nn.MaxPool2d,
     torch.max_pool3d: nn.MaxPool3d,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), nn.ReLU),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), nn.Sigmoid),
+    **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), nn.Tanh),
+    F.leaky_relu: nn.LeakyReLU,
+    F.gelu: nn.GELU,
     F.pixel_shuffle: nn.PixelShuffle,
     F.pixel_unshuffle: nn.PixelUnshuffle,
 }
@@ -42,17 +47,25 @@ _PADDINGS = {
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
 
+RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape)
+
 UNCHANGED = ("contiguous", "to", "float", "clone", "cpu", "cuda", "requires_grad_")
 """Methods that give the same values."""
 
 
 class Size(int):
-    """A size of the input, which tracing does not know: products of it stay unknown."""
+    """A size of the input, which tracing does not know: 1 to a loop, and nothing that can be reckoned with."""
 
-    def __mul__(self, other: int) -> "Size":
-        return Size(int(self) * other)
+    def _unknown(self, other: Any) -> "Size":
+        return Size(1)
 
-    __rmul__ = __mul__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _unknown
+
+    def _refused(self, other: Any) -> Any:
+        raise TypeError("it compares or divides by a size of the input")
+
+    __truediv__ = __rtruediv__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refused
+    __hash__ = int.__hash__
 
 
 class Function(nn.Module):
@@ -85,7 +98,7 @@ def modules_of(
     if place == 0:
         if function in (torch.flatten, Tensor.flatten):
             return [nn.Flatten(*(args or (0,)), **options)]
-        if function in (Tensor.view, Tensor.reshape, torch.reshape) and not options:
+        if function in RESHAPES and not options:
             return _reshaped(args)
         if function in _SAME_ARGUMENTS:
             return [_SAME_ARGUMENTS[function](*args, **options)]

@@ -20,7 +20,8 @@ alone unless V is symmetric. Autograd carries the contrast of that term back to 
 
 A neuron of which a traced forward reads only the membrane, and that never resets
 (`reset_mechanism="none"`), is a leaky integrator: its steady membrane is gain / (1 - beta) times
-the input (R and tau (...) times it for `Lapicque` and `Alpha`), and its leak may be learnable.
+the input (R and tau (...) times it for `Lapicque` and `Alpha`), and its leak may be learnable. In a
+sequence the last neuron is read by its spikes.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,8 @@ signal. Membranes that are passed by hand are the neurons' own business and fall
 """
 
 import copy
+import dis
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import neurons
-from ep_plugin.conversion.functions import UNCHANGED, Size, as_sum, modules_of
+from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum, modules_of
 from ep_plugin.conversion.neurons import place_of
 from ep_plugin.conversion.plan import Applied, Combination, Input, Plan, Signal, Spikes, combine
 
@@ -83,8 +85,18 @@ class _Traced(fx.Proxy):
 
 
 class _Shape:
-    def __getitem__(self, dim: int) -> Size:
-        return Size(operator.index(dim) * 0 + 1)
+    """All sizes of a value, of which not even the number is known."""
+
+    def __getitem__(self, dim: int | slice) -> Any:
+        return self if isinstance(dim, slice) else Size(1)
+
+    def __iter__(self) -> Iterator[Size]:
+        # As many as the caller unpacks them to, which its bytecode tells.
+        caller = inspect.stack()[1].frame
+        for instruction in dis.get_instructions(caller.f_code):
+            if instruction.offset == caller.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
+                return iter([Size(1)] * instruction.argval)
+        raise TypeError("it goes through the sizes of the input")
 
 
 class _Tracer(fx.Tracer):
@@ -121,18 +133,18 @@ class _Reader:
         self.values: dict[fx.Node, _Value] = {}
         self.written: dict[str, _Value] = {}  # constant tensors that the forward fills: name -> what with
         self.made: dict[tuple[Any, ...], list[nn.Module]] = {}  # the same function is the same module in every step
-        self.plan_ = Plan({}, {}, Input())
+        self.found = Plan({}, {}, Input())
 
     def plan(self) -> Plan:
         first = next(node for node in self.graph.nodes if node.op == "placeholder")
         for node in self.graph.nodes:
             if node.op == "output":
-                self.plan_.output = self._output(node.args[0])
+                self.found.output = self._output(node.args[0])
             elif node.op == "placeholder":
                 self.values[node] = Input() if node is first else _Unknown(f"the argument {node.target!r} of forward")
             else:
                 self.values[node] = getattr(self, f"_{node.op}")(node)
-        return self.plan_
+        return self.found
 
     def _output(self, output: Any) -> Signal:
         """Of several outputs the first, which is where snnTorch and Norse have the spikes."""
@@ -144,7 +156,9 @@ class _Reader:
         if output.op == "get_attr" and output.target in self.written:
             value = self.written[str(output.target)]
         if isinstance(value, _Recorded):
-            return value.signal
+            value = value.signal
+        if isinstance(value, Applied) and value.name in self.found.neurons:
+            self.found.notes.append(f"the output is the membrane that {value.name} settles at")
         return self._signal(value, "the output")
 
     def _signal(self, value: Any, user: str) -> Signal:
@@ -165,10 +179,10 @@ class _Reader:
             )
         except ValueError as error:
             return _Unknown(str(error), is_sentence=True)
-        return self._then(name, steady, self.plan_.received[name])
+        return self._then(name, steady, self.found.received[name])
 
     def _get_attr(self, node: fx.Node) -> _Value:
-        return _Unknown(f"the tensor {node.target!r}, which belongs to no module that is called")
+        return _Unknown(f"a tensor that forward makes or reads itself ({node.target})")
 
     def _call_module(self, node: fx.Node) -> _Value:
         name = str(node.target)
@@ -181,14 +195,14 @@ class _Reader:
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
         signal = self._signal(received, place_of(name, module))
-        if self.plan_.received.setdefault(name, signal) != signal:
+        if self.found.received.setdefault(name, signal) != signal:
             raise ValueError(
                 f"{place_of(name, module)} receives something else the second time it is called: either it stands in "
                 "two places of the network, where it needs a neuron for each, or it receives what a neuron behind it "
                 "did in the step before. For such a loop put the network together from ep_plugin.Layer, Connection "
                 "and ConvergentNetwork"
             )
-        self.plan_.neurons[name] = module
+        self.found.neurons[name] = module
         return Spikes(name) if found.outputs(module) == 0 else _Unknown(f"all that {name!r} returns")
 
     def _call_function(self, node: fx.Node) -> _Value:
@@ -215,6 +229,8 @@ class _Reader:
             if (*args[1:], *options.values()) not in ((0,), ((0,),)):
                 return _TIMES
             return combine([(recorded.signal, recorded.steps if function in (Tensor.sum, torch.sum) else 1)])
+        if function not in RESHAPES and any(isinstance(a, Size) for a in _flat((*args, *options.values()))):
+            return _Unknown(f"{getattr(function, '__name__', function)}() with a size of the input")
         terms = as_sum(function, args, options)
         if terms is not None:
             known = [(self._value(a), factor) for a, factor in terms if not self._is_zero(a)]
@@ -228,26 +244,30 @@ class _Reader:
 
     def _function(self, node: fx.Node, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> _Value:
         """A function of one tensor."""
+        name = getattr(function, "__name__", str(function))
         places = [i for i, a in enumerate(args) if isinstance(a, fx.Node)]
-        rest = (*args, *options.values())
-        if len(places) != 1 or sum(isinstance(a, fx.Node) for a in _flat(rest)) != 1:
-            name = getattr(function, "__name__", str(function))
+        rest = list(_flat((*args, *options.values())))
+        if len(places) != 1 or sum(isinstance(a, fx.Node) for a in rest) != 1:
             return _Unknown(f"{name}() of several tensors (outside of the neurons a module of its own may do that)")
         place = places[0]
         others = (*args[:place], *args[place + 1 :])
         key = (function, repr(others), repr(options), place)
-        made = self._once(key, lambda: modules_of(function, others, options, place))
-        return self._then(getattr(function, "__name__", str(function)), made, self._value(args[place]))
+        try:
+            made = self._once(key, lambda: modules_of(function, others, options, place))
+        except (KeyError, TypeError, ValueError) as error:
+            return _Unknown(f"{name}(), called with {others} {options or ''}: {error}")
+        return self._then(name, made, self._value(args[place]))
 
     def _item(self, of: fx.Node, index: Any) -> _Value | None:
         value = self.values[of]
-        if of.op == "call_module" and (found := neurons.library(self.modules[str(of.target)])) is not None:
-            name = str(of.target)
+        name = str(of.target)
+        found = neurons.library(self.modules[name]) if of.op == "call_module" else None
+        if found is not None and (count := found.outputs(self.modules[name])):
             if found.integrator(self.modules[name]) is not None:
                 return value if index == 0 else _Unknown(f"the state of {name!r}")
             if index == 0:
                 return Spikes(name)
-            if index == found.outputs(self.modules[name]) - 1:
+            if index == count - 1:
                 return self._membrane(name)
             return _Unknown(f"the synapse of {name!r}")
         first = index[0] if isinstance(index, tuple) and index else index

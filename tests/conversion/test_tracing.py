@@ -127,7 +127,16 @@ class Blocks(Net):
         return self.blocks(x)
 
 
-@pytest.mark.parametrize("kind", [Stepwise, Hidden, Named, ForStep, OverSteps, Summed, Means, Blocks])
+class Unpacked(Net):
+    def forward(self, x):
+        steps, batch, _ = x.shape
+        record = torch.zeros(steps, batch, 3)
+        for step in range(steps):
+            record[step] = self.out(self.lif2(self.fc2(self.lif1(self.fc1(x[step].view(batch, -1)))[0]))[0])
+        return record
+
+
+@pytest.mark.parametrize("kind", [Stepwise, Hidden, Named, ForStep, OverSteps, Summed, Means, Blocks, Unpacked])
 def test_forwards_people_write(kind):
     net = kind()
     state = copy.deepcopy(net.state_dict())
@@ -414,6 +423,33 @@ class Nonlinear(Net):
         return self.lif2(torch.tanh(self.fc2(spk1)))[0]
 
 
+class Powered(Net):
+    def forward(self, x):
+        spk1, _ = self.lif1(self.fc1(x))
+        return self.lif2(torch.square(self.fc2(spk1)))[0]
+
+
+class Sized(Net):
+    def forward(self, x):
+        spk1, _ = self.lif1(self.fc1(x))
+        return self.lif2(F.interpolate(self.fc2(spk1).unsqueeze(1), size=x.shape[1]))[0]
+
+
+class ByHand(Net):
+    """A recurrence that is written out."""
+
+    def forward(self, x):
+        spk1, mem1 = torch.ones(x.size(0), 6), self.lif1.reset_mem()
+        for _ in range(3):
+            spk1, mem1 = self.lif1(self.fc1(x) + self.fc2(spk1), mem1)
+        return self.out(spk1)
+
+
+class DependsOnSizes(Net):
+    def forward(self, x):
+        return self.lif1(self.fc1(x) if x.size(0) > 1 else x)[0]
+
+
 class DependsOnValues(Net):
     def forward(self, x):
         if x.sum() > 0:
@@ -447,8 +483,12 @@ REFUSED = {
     Product: r"'lif2' \(Leaky\) depends on mul\(\) of several tensors",
     MembraneInside: r"'lif1' \(Leaky\) is read by its membrane",
     OwnWeight: r"'lif2' \(Leaky\) depends on matmul\(\) of several tensors",
-    Nonlinear: r"'tanh' \(Function\) cannot be converted.*not known to be linear",
+    Nonlinear: r"'tanh' \(Tanh\) cannot be converted: the neuron is the nonlinearity",
+    Powered: r"'square' \(Function\) cannot be converted.*not known to be linear",
+    Sized: r"'lif2' \(Leaky\) depends on interpolate\(\) with a size of the input",
+    ByHand: r"'lif1' \(Leaky\) depends on a tensor that forward makes",
     DependsOnValues: r"DependsOnValues cannot be traced",
+    DependsOnSizes: r"DependsOnSizes cannot be traced: it compares",
     NoNeuronRead: r"the output depends on no neuron",
     DropoutOfASum: r"follows a sum of several neurons' signals",
 }
