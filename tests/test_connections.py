@@ -244,3 +244,26 @@ def test_what_changes_from_step_to_step_is_refused(module):
 def test_a_normalisation_without_statistics_is_refused():
     with pytest.raises(ValueError, match="track_running_stats=True"):
         FixedNormalisation(nn.BatchNorm2d(3, track_running_stats=False))
+
+
+def test_the_adjoint_of_a_kept_maximum_is_taken_where_the_signal_is():
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4)).double()
+    connection = Connection(module, 0, 1)
+    x = torch.randn(3, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(3, 4, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(module(x), x, y)
+    found = connection.adjoint(connection.tensors(), y, x.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_around_a_module_that_is_differentiated():
+    """What has no entry computes in float32 between products in bfloat16."""
+    module = nn.Sequential(nn.ConvTranspose2d(2, 3, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4))
+    connection = Connection(module, 0, 1)
+    x, y = torch.rand(3, 2, 4, 4), torch.rand(3, 4)
+    tensors = connection.prepared(connection.tensors(), x.shape[1:], torch.bfloat16)
+    up = connection.apply(tensors, x.bfloat16())
+    down = connection.adjoint(tensors, y.bfloat16(), x.bfloat16())
+    assert (up.dtype, down.dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(up.float(), module(x), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(down.float(), connection.adjoint(connection.tensors(), y, x), rtol=0.05, atol=0.05)

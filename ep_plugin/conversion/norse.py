@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 from norse import torch as norse
-from norse.torch.module.leaky_integrator import LILinearCell
-from norse.torch.module.leaky_integrator_box import LIBoxCell
 from torch import Tensor, nn
 
 from ep_plugin.conversion.neurons import NO_TIME, Neuron
@@ -35,7 +33,7 @@ _SYNAPTIC = (norse.LIFCell, norse.LIF, norse.LIFRecurrentCell, norse.LIFRecurren
 _BOX = (norse.LIFBoxCell, ConvergentLIFBoxCell)
 _INTEGRATE_AND_FIRE = (norse.IAFCell, norse.IAF)
 _RECURRENT = (norse.LIFRecurrentCell, norse.LIFRecurrent)
-_INTEGRATORS = (norse.LICell, norse.LI, LIBoxCell, LILinearCell)
+_INTEGRATORS = (norse.LICell, norse.LI, norse.LIBoxCell, norse.LILinearCell)
 _CONVERTED = (*_SYNAPTIC, *_BOX, *_INTEGRATE_AND_FIRE, *_INTEGRATORS)
 
 _REFUSED = {
@@ -83,9 +81,9 @@ def outputs(module: nn.Module) -> int:
 def integrator(module: Any) -> list[nn.Module] | None:
     if not isinstance(module, _INTEGRATORS):
         return None
-    before = [_linear(module.input_weights)] if isinstance(module, LILinearCell) else []
+    before = [_linear(module.input_weights)] if isinstance(module, norse.LILinearCell) else []
     rest = torch.as_tensor(module.p.v_leak)
-    if isinstance(module, LIBoxCell):
+    if isinstance(module, norse.LIBoxCell):
         steady = SteadyMembrane(torch.ones_like, {"gain": torch.ones(())}, rest)
     else:
         tau_syn_inv = torch.as_tensor(module.p.tau_syn_inv)
@@ -144,6 +142,10 @@ def differences(neurons: dict[str, Any]) -> list[str]:
         )
     if recurrent := [name for name, n in neurons.items() if isinstance(n, _RECURRENT)]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")
+    for name, n in neurons.items():
+        for constant in n.p._fields:
+            if isinstance(getattr(n.p, constant), nn.Parameter) and constant != "v_th":
+                notes.append(f"the learnable {constant} of {name} stays as it is")
     if any(isinstance(n, (norse.LIF, norse.IAF, norse.LIFRecurrent)) for n in neurons.values()):
         notes.append(NO_TIME)
     return notes

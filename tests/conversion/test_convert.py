@@ -103,6 +103,48 @@ def test_max_pooling_is_a_choice():
         model(x).sum().backward()
 
 
+# Layers between neurons: 4 channels and a place of 6 (x 6 x 6) in.
+LAYERS = {
+    "conv1d": (1, [nn.Conv1d(4, 3, 3)]),
+    "conv3d": (3, [nn.Conv3d(4, 3, 3, stride=2, padding=1)]),
+    "transposed 1d": (1, [nn.ConvTranspose1d(4, 3, 3, stride=2)]),
+    "transposed 2d": (2, [nn.ConvTranspose2d(4, 2, 3, stride=2, output_padding=1)]),
+    "strided": (2, [nn.Conv2d(4, 3, 3, stride=2)]),
+    "grouped": (2, [nn.Conv2d(4, 6, 3, groups=2)]),
+    "depthwise": (2, [nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 3, 1)]),
+    "adaptive": (2, [nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d((3, 2))]),
+    "adaptive 3d": (3, [nn.Conv3d(4, 2, 3), nn.AdaptiveAvgPool3d(2)]),
+    "pooled 3d": (3, [nn.Conv3d(4, 2, 3), nn.AvgPool3d(2)]),
+    "reflected": (2, [nn.ReflectionPad2d(1), nn.Conv2d(4, 2, 3)]),
+    "constant": (1, [nn.ConstantPad1d((2, 1), 0.5), nn.Conv1d(4, 2, 3)]),
+    "circular": (2, [nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")]),
+    "upsampled": (2, [nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Conv2d(4, 2, 3)]),
+    "normalised 1d": (1, [nn.Conv1d(4, 3, 3), nn.BatchNorm1d(3)]),
+    "normalised 2d": (2, [nn.Conv2d(4, 3, 3, bias=False), nn.BatchNorm2d(3), nn.AvgPool2d(2)]),
+    "normalised 3d": (3, [nn.BatchNorm3d(4), nn.Conv3d(4, 2, 3)]),
+    "dropped": (2, [nn.Dropout2d(0.3), nn.Conv2d(4, 3, 3), nn.Dropout(0.3)]),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_layers_between_neurons(case, float64):
+    """Each converts, and EP's gradient is that of backpropagation through the same dynamics."""
+    dim, modules = LAYERS[case]
+    first = getattr(nn, f"Conv{dim}d")(1, 4, 3)
+    net = nn.Sequential(first, snn.Leaky(0.5), *modules, snn.Leaky(0.5), nn.Flatten(), nn.LazyLinear(3)).double()
+    settings = {"encoder": "graded", "activation": "sigmoid", "feedback": 0.3, "relaxation": ep.Relaxation(80)}
+    model = ep.convert(net, **settings)
+    x, y = torch.rand(3, 1, *[8] * dim), torch.randint(3, (3,))
+    model(x)  # the readout learns its size
+    found = []
+    for estimator in (ep.EquilibriumPropagation(1e-3, 60), ep.BackpropThroughTime()):
+        model.gradient = estimator
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters())))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
 L = nn.Linear(4, 4)
 REFUSED = {
     "no neuron": ([L], "has no neuron"),

@@ -5,8 +5,6 @@ import pytest
 import snntorch as snn
 import torch
 from norse.torch.functional.reset import reset_subtract
-from norse.torch.module.leaky_integrator import LILinearCell
-from norse.torch.module.leaky_integrator_box import LIBoxCell
 from torch import nn
 
 import ep_plugin as ep
@@ -116,8 +114,8 @@ def test_norse_integrate_and_fire():
     [
         norse.LICell(),
         norse.LICell(norse.LIParameters(tau_syn_inv=torch.tensor(100.0), v_leak=torch.tensor(0.3))),
-        LIBoxCell(),
-        LILinearCell(3, 2),
+        norse.LIBoxCell(),
+        norse.LILinearCell(3, 2),
     ],
 )
 def test_norse_integrators_become_their_steady_membrane(cell):
@@ -134,6 +132,38 @@ def test_default_gains():
     model = ep.convert(norse.SequentialState(nn.Linear(4, 3), norse.LIFCell(), nn.Linear(3, 2), norse.LICell()))
     assert model.layers[0].theta.item() == pytest.approx(0.2)
     assert model.readout[1].factor == pytest.approx(5)
+
+
+def test_norse_modules_that_run_over_time():
+    """`Lift`, `LIF` and their like: what they do in one step."""
+    linear, last = nn.Linear(4, 3), nn.Linear(3, 2)
+    cells = ep.convert(norse.SequentialState(linear, norse.LIFCell(), last, norse.LICell()))
+    net = norse.SequentialState(norse.Lift(linear), norse.LIF(), norse.Lift(last), norse.LI())
+    with pytest.warns(ConversionWarning, match="no time axis"):
+        over_time = ep.convert(net)
+    x = torch.rand(5, 4)
+    assert net(torch.rand(7, 5, 4))[0].shape == (7, 5, 2)
+    torch.testing.assert_close(over_time(x), cells(x))
+
+
+def test_a_norse_sequence_inside_of_a_class():
+    class Looping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = norse.SequentialState(nn.Linear(4, 3), norse.LIFCell(), nn.Linear(3, 3), norse.IAFCell())
+            self.out = norse.LILinearCell(3, 2)
+
+        def forward(self, x, state=None):
+            so, voltages = None, []
+            for ts in range(x.shape[0]):
+                z, state = self.features(x[ts, :], state)
+                v, so = self.out(z, so)
+                voltages += [v]
+            return torch.stack(voltages), state
+
+    net, x = Looping(), torch.rand(5, 4)
+    sequence = norse.SequentialState(*net.features, net.out)
+    torch.testing.assert_close(ep.convert(net)(x), ep.convert(sequence)(x))
 
 
 class Integrating(nn.Module):
@@ -235,7 +265,12 @@ def test_norse_refusals(cell, message):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: snn.Leaky(0.5, learn_beta=True), lambda: snn.Synaptic(0.5, 0.5, learn_alpha=True)]
+    "make",
+    [
+        lambda: snn.Leaky(0.5, learn_beta=True),
+        lambda: snn.Synaptic(0.5, 0.5, learn_alpha=True),
+        lambda: norse.LIFCell(norse.LIFParameters(tau_mem_inv=nn.Parameter(torch.tensor(100.0)))),
+    ],
 )
 def test_a_learnable_leak_may_be_frozen(make):
     neuron = make()
