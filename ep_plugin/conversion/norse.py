@@ -137,8 +137,9 @@ def differences(neurons: dict[str, Any]) -> list[str]:
         kinds = " and ".join(sorted({type(n).__name__ for n in others}))
         notes.append(
             f"{len(others)} {kinds} neuron layers keep their weights, thresholds and input gains; their leak and "
-            "reset are replaced by a relaxation to rate = activation(gain * drive / (v_th - v_leak)), so their rates "
-            "differ from the original's (the gains: help(ep_plugin.conversion.norse))"
+            "reset are replaced by a relaxation to rate = activation(gain * drive / threshold), which is 1 where the "
+            "original's steady membrane reaches its threshold, so their rates differ from the original's (the gains: "
+            "help(ep_plugin.conversion.norse))"
         )
     if recurrent := [name for name, n in neurons.items() if isinstance(n, _RECURRENT)]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")

@@ -66,6 +66,29 @@ def test_a_recurrent_integrate_and_fire_neuron_with_symmetric_weights():
     torch.testing.assert_close(count / steps, equilibrium, rtol=0, atol=0.01)
 
 
+def test_recurrent_weights_act_as_their_symmetric_part():
+    """r = clip(gain * (W x + (V + V^T) r / 2) / threshold), of weights that are not symmetric."""
+    cell = norse.LIFRecurrentCell(6, 5)
+    with torch.no_grad():
+        cell.recurrent_weights.mul_(0.1)
+        cell.input_weights.abs_().mul_(0.2)
+    net = nn.Sequential(cell)
+    x = 0.3 * torch.rand(3, 6)
+    settings = {"encoder": "graded", "relaxation": ep.Relaxation(300, step_size=1.0)}
+    model = ep.convert(net, **settings)
+    r = model(x)
+    v = cell.recurrent_weights
+    torch.testing.assert_close(r, (5 * (x @ cell.input_weights.T + r @ (v + v.T) / 2)).clamp(0, 1), rtol=0, atol=1e-5)
+    assert 0.05 < r.mean() < 0.95
+    r.sum().backward()
+    assert v.grad.abs().sum() > 0
+    assert not v.grad.diagonal().any()  # Norse allows no autapses, and its own hook sees to that
+
+    neuron = snn.RSynaptic(0.5, 0.5, V=torch.linspace(-0.3, 0.3, 6), all_to_all=False)
+    r = ep.convert(nn.Sequential(linear := nn.Linear(6, 6), neuron), **settings)(x)
+    torch.testing.assert_close(r, (2 * (linear(x) + neuron.V * r)).clamp(0, 1), rtol=0, atol=1e-5)
+
+
 STEADY = [
     (snn.Lapicque(beta=0.9, reset_mechanism="none"), 1.0),
     (snn.Lapicque(R=2.0, C=5.0, reset_mechanism="none"), 2.0),
