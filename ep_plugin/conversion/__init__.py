@@ -29,6 +29,7 @@ def convert(
     relaxation: Relaxation | None = None,
     gradient: GradientEstimator | None = None,
     pooling: str = "error",
+    time_first: bool = False,
 ) -> ConvergentNetwork:
     """A snnTorch model as a convergent network that shares its parameters.
 
@@ -40,7 +41,7 @@ def convert(
     Args:
         net: an `nn.Sequential`, nested if you like, with `snn.Leaky`, `snn.Lapicque` or
             `ConvergentLeaky` neurons and linear modules between them.
-        encoder, observe, feedback, relaxation, gradient: see `ConvergentNetwork`.
+        encoder, observe, feedback, relaxation, gradient, time_first: see `ConvergentNetwork`.
         activation: of every layer; a `ConvergentLeaky` keeps its own.
         pooling: what becomes of max pooling between neurons, whose adjoint does not match for
             spikes: "error" refuses it, "average" puts average pooling in its place with a warning,
@@ -65,6 +66,7 @@ def convert(
         feedback=feedback,
         relaxation=relaxation,
         gradient=gradient,
+        time_first=time_first,
     )
     notes = [*found.notes, *snntorch.differences(found.neurons, has_readout=bool(found.after))]
     if notes:

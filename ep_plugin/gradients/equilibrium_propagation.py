@@ -100,7 +100,7 @@ class _Nudge(torch.autograd.Function):
         )
         force = push * (-rule.beta / dynamics.scales[dynamics.output])
         with section("nudged phases"):
-            both = values._replace(drive=torch.cat([values.drive] * 2))
+            both = values.twice(rule.steps)
             nudged = observe_phase(dynamics, both, _twice(free.neurons), free.time, rule.steps, force)
         weight = length / ((a - b) * rule.beta)
         needed = list(ctx.needs_input_grad[4:])

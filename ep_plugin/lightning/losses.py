@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ep_plugin.checks import chosen
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:
