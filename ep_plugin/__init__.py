@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from ep_plugin.network import Layer as Layer
     from ep_plugin.neurons.activations import Activation as Activation
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
+    from ep_plugin.nir_export import to_nir as to_nir
     from ep_plugin.profiling import profile as profile
     from ep_plugin.relaxation import Equilibrium as Equilibrium
     from ep_plugin.relaxation import Relaxation as Relaxation
@@ -65,6 +66,7 @@ _HOME = {
     "initialize_": "initialization",
     "pretrained": "weights",
     "profile": "profiling",
+    "to_nir": "nir_export",
 }
 
 
