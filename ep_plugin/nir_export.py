@@ -67,7 +67,7 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -
                 f"layer {l} cannot be written: the rate of NIR's integrate-and-fire neuron is the hard sigmoid. "
                 'Convert with activation="hard_sigmoid"'
             )
-    shape = told_shape(model.stem, input_shape, "to_nir(model, input_shape)")
+    shape = told_shape(model.stem, input_shape, "to_nir(model, (1, 28, 28))")
     network = copy.deepcopy(model).to("cpu", torch.float64).eval()
     network.encoder = "graded"
     shapes = [s.shape[1:] for s in network.relax(torch.zeros(1, *shape, dtype=torch.float64)).states]

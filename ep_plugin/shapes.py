@@ -23,7 +23,7 @@ def input_shape(stem: nn.Module, given: Sequence[int] | None, option: str) -> tu
     Args:
         stem: what stands before the first neuron.
         given: sizes, 1 or more each.
-        option: how the user gives them, for the error.
+        option: an example of how to give them, for the error.
 
     Raises:
         ValueError, TypeError: it is not given and the first module leaves a size open, or a size is not 1 or more.
@@ -33,8 +33,8 @@ def input_shape(stem: nn.Module, given: Sequence[int] | None, option: str) -> tu
     expected = expected_input(stem)
     if expected is None or None in expected[1:]:
         raise ValueError(
-            f"the shape of an input cannot be told from {type(_first(stem)).__name__}, the first module; expected "
-            f"{option} without the batch"
+            f"the shape of an input cannot be told from {type(_first(stem)).__name__}, the first module; give it, "
+            f"without the batch: {option}"
         )
     return tuple(n for n in expected[1:] if n is not None)
 
