@@ -98,7 +98,7 @@ def diagnose(
         settling=_settling(model, x),
         agreement=gradient_agreement(model, x, y, loss, reference),
         without_spikes=gradient_agreement(graded, x, y, loss, reference),
-        activity=_activity(model, x),
+        activity=activity(model, x),
         advice=[],
     )
     advice = [*_about_settling(model, x, found), *_about_gradients(found), *_about_activity(found)]
@@ -117,7 +117,8 @@ def _settling(model: ConvergentNetwork, x: Tensor) -> list[Settling]:
     return found
 
 
-def _activity(model: ConvergentNetwork, x: Tensor) -> list[Activity]:
+def activity(model: ConvergentNetwork, x: Tensor) -> list[Activity]:
+    """How much each layer fires for the inputs `[B, ...]`, with a free phase as the network has it."""
     equilibrium = model.relax(x)
     found = []
     for l, (state, activation) in enumerate(zip(equilibrium.states, model.dynamics().activations, strict=True)):
