@@ -46,3 +46,14 @@ def test_sizes_are_checked():
         ep.DigitsDataModule(batch_size=0)
     with pytest.raises(TypeError, match="train_samples"):
         ep.DigitsDataModule(train_samples=1.5)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+    calls = []
+    monkeypatch.setattr(ep.MNISTDataModule, "load", lambda self: calls.append(1))
+    ep.MNISTDataModule(tmp_path, download=download).prepare_data()
+    assert len(calls) == download
