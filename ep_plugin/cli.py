@@ -175,7 +175,7 @@ def check(
         console.print(f"- {advice}.", style="bold", markup=False, highlight=False)
     if found.advice:
         raise typer.Exit(1)
-    console.print("Nothing to mend: it settles, fires, and its gradient is the right one.")
+    console.print("Nothing to mend: it settles, fires, and its gradient points where BPTT's does.")
 
 
 def _sizes(shape: str) -> list[int]:

@@ -15,11 +15,12 @@ from ep_plugin.gradients.backprop_through_time import BackpropThroughTime
 from ep_plugin.gradients.estimator import GradientEstimator
 from ep_plugin.network import ConvergentNetwork
 
-# Where advice is given. A net at its defaults and initialised for it stays clear of all of them;
-# a gradient this far off still learns, but slower.
+# Where advice is given. Random images are harder than real ones: with default settings and
+# `initialize_`, the first layers of 2C2FC and of the digits' net have cosines of .5 to .95 and norm
+# ratios from .48 on here, and both learn well.
 _RESIDUAL = 0.01  # change of a graded state in the last step of the free phase
-_COSINE = 0.8
-_NORM_RATIO = 0.5
+_COSINE = 0.4
+_NORM_RATIO = 0.3
 _SILENT = 1e-3  # mean state of a layer, of 1
 _SATURATED = 0.9  # share of a layer's neurons that stay at their maximum
 

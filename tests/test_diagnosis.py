@@ -120,12 +120,16 @@ ADVISED = {
     "saturated": (lambda: model_of(threshold=1e-3, positive=True), "Layer 0 is saturated"),
     "large beta": (
         lambda: model_of(gradient=ep.EquilibriumPropagation(100.0), encoder="graded"),
+        "meets neurons at their bounds",
+    ),
+    "no nudge": (
+        lambda: model_of(gradient=ep.EquilibriumPropagation(0.1, 1), encoder="graded"),
         "with and without spikes",
     ),
-    "noise": (lambda: model_of(gradient=ep.EquilibriumPropagation(0.02)), "noise hides EP's gradient"),
+    "noise": (lambda: model_of(gradient=ep.EquilibriumPropagation(0.005)), "noise hides EP's gradient"),
     "few nudged steps": (
         lambda: model_of(gradient=ep.EquilibriumPropagation(0.1, 1), encoder="graded"),
-        "is too short (norm ratio below 0.5) in stem.0.weight",
+        "is too short (norm ratio below 0.3) in stem.0.weight",
     ),
 }
 

@@ -11,7 +11,7 @@ import ep_plugin as ep
 from ep_plugin.cli import app
 from ep_plugin.lightning.cli import from_arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 DIGITS = ["--config", str(CONFIGS / "digits.yaml")]
