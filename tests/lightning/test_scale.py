@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import two_processes
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from test_module import assert_same, loader, make_model, sgd, trainer
 
 import ep_plugin as ep
@@ -128,3 +130,18 @@ def test_the_same_seed_gives_the_same_weights(encoder, nudging, tmp_path):
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(p, q) for p, q in zip(first, again, strict=True))
     assert not all(torch.equal(p, q) for p, q in zip(first, other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:the loss's gradient is NaN:RuntimeWarning")
+@pytest.mark.parametrize("callbacks", [[], [ep.GradientMonitor(1), ep.SpikeMonitor(1)]], ids=["alone", "watched"])
+def test_float16_with_a_scaler_that_starts_too_high(callbacks, tmp_path):
+    """What `precision="16-mixed"` does on a GPU, whose scaler Lightning does not make for a CPU."""
+    model, _ = make_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+    mixed = MixedPrecision("16-mixed", "cpu", scaler)
+    options = {"plugins": [mixed], "callbacks": callbacks, "logger": CSVLogger(tmp_path), "gradient_clip_val": 1.0}
+    trainer(tmp_path, **options).fit(ep.EPLightningModule(model, optimizer=sgd), loader())
+    assert scaler.get_scale() < 2.0**22  # steps were skipped
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
