@@ -197,7 +197,7 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
         except (ValueError, TypeError) as error:
             typer.echo(f"ep-plugin: it does not convert: {error}", err=True)
             raise typer.Exit(1) from None
-    for warning in told:
+    for warning in (w for w in told if issubclass(w.category, UserWarning)):
         console.print(f"{warning.message}.", style="dim", markup=False, highlight=False)
     return model
 

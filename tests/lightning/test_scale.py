@@ -44,7 +44,7 @@ def assert_close(result, expected, tolerance):
     for own, other in zip(result, expected, strict=True):
         assert own.keys() == other.keys()
         for name, value in own.items():
-            torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(value.double(), other[name].double(), rtol=tolerance, atol=tolerance, msg=name)
 
 
 def test_two_processes_are_one_with_the_same_global_batch(tmp_path):

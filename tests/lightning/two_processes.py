@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import snntorch as snn
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -47,7 +48,7 @@ class Images(L.LightningDataModule):
 
 
 def train(case, directory, batch_size, **options):
-    """The trained weights and what was logged."""
+    """The trained weights and what was logged, of a training that is watched."""
     settings, precision = CASES[case]
     torch.manual_seed(1)
     net = nn.Sequential(
@@ -57,7 +58,8 @@ def train(case, directory, batch_size, **options):
     task = ep.EPLightningModule(ep.convert(net, **settings), optimizer=sgd)
     trainer = L.Trainer(
         default_root_dir=directory, max_epochs=2, accelerator="cpu", precision=precision,
-        use_distributed_sampler=False, logger=False,
+        use_distributed_sampler=False, logger=CSVLogger(directory),
+        callbacks=[ep.EquilibriumMonitor(2), ep.SpikeMonitor(2), ep.GradientMonitor(2)],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
     trainer.fit(task, Images(batch_size))
