@@ -24,7 +24,7 @@ _NORM_RATIO = 0.3
 _SILENT = 1e-3  # mean state of a layer, of 1
 _SATURATED = 0.9  # share of a layer's neurons that stay at their maximum
 
-_MOST_STEPS = 300  # of a network that is to settle in full
+_MOST_STEPS = 100  # of a network that is to settle in full; BPTT keeps them all
 
 
 @dataclass(frozen=True)
