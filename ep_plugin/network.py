@@ -15,6 +15,7 @@ from ep_plugin.gradients.estimator import GradientEstimator, require_finite
 from ep_plugin.neurons.activations import Activation, as_activation
 from ep_plugin.profiling import section
 from ep_plugin.relaxation import ORDERS, Equilibrium, Relaxation, relax
+from ep_plugin.shapes import expected_input
 
 OBSERVED = {"membrane": "r, the neurons' own states", "trace": "u, what their spikes tell"}
 
@@ -392,7 +393,7 @@ def _check_input(x: Tensor, stem: nn.Module, time_first: bool) -> None:
         raise TypeError(
             f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
         )
-    expected = _expected_input(stem)
+    expected = expected_input(stem)
     shape = list(x.shape)
     sample = shape[len(leading) :]
     if expected is None:
@@ -405,13 +406,3 @@ def _check_input(x: Tensor, stem: nn.Module, time_first: bool) -> None:
         raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
     if not bool(x.isfinite().all()):
         raise ValueError("the input holds NaN or infinite values; expected finite numbers")
-
-
-def _expected_input(stem: nn.Module) -> list[int | None] | None:
-    """A sample's shape (None: any size) as far as the first module tells it."""
-    first = next((m for m in stem.modules() if not isinstance(m, (nn.Sequential, nn.Identity))), None)
-    if isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return [first.in_channels, *[None] * len(first.kernel_size)]
-    if isinstance(first, nn.Linear):
-        return [first.in_features]
-    return None

@@ -43,6 +43,7 @@ class _Classifier(L.LightningModule):
             on_epoch=True,
             batch_size=len(y),  # an input that changes over time has its time first
             prog_bar=False,
+            sync_dist=True,  # several processes: over all their images, once an epoch
         )
         return loss
 

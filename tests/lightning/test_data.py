@@ -71,3 +71,14 @@ def test_augmentation_changes_training_images_alone():
         (x, y), (z, w) = (next(iter(getattr(data, f"{name}_dataloader")())) for data in (plain, changed))
         assert torch.equal(y, w)
         assert torch.equal(z, x.flip(-1) if name == "train" else x)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+    calls = []
+    monkeypatch.setattr(ep.MNISTDataModule, "load", lambda self: calls.append(1))
+    ep.MNISTDataModule(tmp_path, download=download).prepare_data()
+    assert len(calls) == download
