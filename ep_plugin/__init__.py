@@ -23,16 +23,21 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         ImplicitDifferentiation as ImplicitDifferentiation,
     )
     from ep_plugin.initialization import initialize_ as initialize_
+    from ep_plugin.lightning.callbacks import RecordErrors as RecordErrors
     from ep_plugin.lightning.data import DigitsDataModule as DigitsDataModule
     from ep_plugin.lightning.data import FashionMNISTDataModule as FashionMNISTDataModule
     from ep_plugin.lightning.data import MNISTDataModule as MNISTDataModule
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
+    from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
+    from ep_plugin.lightning.monitors import GradientMonitor as GradientMonitor
+    from ep_plugin.lightning.monitors import SpikeMonitor as SpikeMonitor
     from ep_plugin.network import ConvergentNetwork as ConvergentNetwork
     from ep_plugin.neurons.activations import Activation as Activation
     from ep_plugin.neurons.layer import Layer as Layer
     from ep_plugin.neurons.norse import ConvergentLIFBoxCell as ConvergentLIFBoxCell
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
+    from ep_plugin.nir_export import to_nir as to_nir
     from ep_plugin.profiling import profile as profile
     from ep_plugin.relaxation import Equilibrium as Equilibrium
     from ep_plugin.relaxation import Relaxation as Relaxation
@@ -52,21 +57,26 @@ _HOME = {
     "DigitsDataModule": "lightning.data",
     "EPLightningModule": "lightning.module",
     "Equilibrium": "relaxation",
+    "EquilibriumMonitor": "lightning.monitors",
     "EquilibriumPropagation": "gradients.equilibrium_propagation",
     "FashionMNISTDataModule": "lightning.data",
     "Graded": "encoders",
+    "GradientMonitor": "lightning.monitors",
     "ImplicitDifferentiation": "gradients.implicit_differentiation",
     "Layer": "neurons.layer",
     "MNISTDataModule": "lightning.data",
     "PredictiveSigmaDelta": "encoders",
+    "RecordErrors": "lightning.callbacks",
     "Relaxation": "relaxation",
     "SigmaDelta": "encoders",
+    "SpikeMonitor": "lightning.monitors",
     "compare": "comparison",
     "convert": "conversion",
     "gradient_agreement": "gradients.agreement",
     "initialize_": "initialization",
     "pretrained": "weights",
     "profile": "profiling",
+    "to_nir": "nir_export",
 }
 
 

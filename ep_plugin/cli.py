@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from torch.nn import Module
+
+    from ep_plugin.diagnosis import Diagnosis
+    from ep_plugin.network import ConvergentNetwork
     from ep_plugin.profiling import Profile
 
 app = typer.Typer(
@@ -128,6 +133,76 @@ def profile(
 
 
 @app.command()
+def check(
+    net: Annotated[str, typer.Argument(help="path.to.module:net, a module or a function that returns one.")],
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Of an input without the batch, such as 1,28,28.", show_default="if the net tells"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Random inputs in the batch.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the inputs, their classes and what is random in the net.")] = 0,
+) -> None:
+    """Check a model of your own: does it convert, settle, fire, and learn by the right gradient?
+
+    On random inputs in [0, 1] of random classes. EP's gradient is compared with BPTT's through graded
+    states that have settled in full. Exits with 1 if there is something to mend. A net that is converted
+    already (ep_plugin.convert) keeps its settings; any other is converted with the default ones.
+    """
+    import torch
+    from rich.console import Console
+
+    from ep_plugin import diagnosis
+    from ep_plugin.checks import count
+    from ep_plugin.network import ConvergentNetwork
+    from ep_plugin.shapes import input_shape
+
+    console = Console()
+    try:
+        sizes = None if shape is None else _sizes(shape)
+        count("batch_size", batch_size)
+        torch.manual_seed(seed)
+        given = diagnosis.load_net(net)
+        model = given if isinstance(given, ConvergentNetwork) else _converted(given, console)
+        model.eval()
+        x, y = diagnosis.random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
+        found = diagnosis.diagnose(model, x, y)
+    except (ValueError, TypeError, FloatingPointError) as error:
+        typer.echo(f"ep-plugin: {error}", err=True)
+        raise typer.Exit(2) from None
+    for table in _diagnosis_tables(found, model.relaxation.steps):
+        console.print(table)
+    for advice in found.advice:
+        console.print(f"- {advice}.", style="bold", markup=False, highlight=False)
+    if found.advice:
+        raise typer.Exit(1)
+    console.print("Nothing to mend: it settles, fires, and its gradient points where BPTT's does.")
+
+
+def _sizes(shape: str) -> list[int]:
+    try:
+        return [int(n) for n in shape.split(",")]
+    except ValueError:
+        raise ValueError(f"--shape is {shape!r}; expected sizes without the batch, such as 1,28,28") from None
+
+
+def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
+    import warnings
+
+    from ep_plugin.conversion import ConversionWarning, convert
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ConversionWarning)
+        try:
+            model = convert(net)
+        except (ValueError, TypeError) as error:
+            typer.echo(f"ep-plugin: it does not convert: {error}", err=True)
+            raise typer.Exit(1) from None
+    for warning in (w for w in told if issubclass(w.category, UserWarning)):
+        console.print(f"{warning.message}.", style="dim", markup=False, highlight=False)
+    return model
+
+
+@app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc.")],
     data_dir: Annotated[Path, typer.Option(help="Where the images lie, in torchvision's layout.")] = Path("data"),
@@ -186,6 +261,31 @@ def _lightning(subcommand: str, context: typer.Context) -> None:
     from ep_plugin.lightning import cli
 
     cli.run(subcommand, context.args)
+
+
+def _diagnosis_tables(found: "Diagnosis", free: int) -> list[object]:
+    from rich.table import Table
+
+    def table(title: str, *headings: str) -> Table:
+        made = Table(title=title, title_justify="left")
+        for n, heading in enumerate(headings):
+            made.add_column(heading, justify="right" if n else "left")
+        return made
+
+    settling = table(
+        "Does it settle? Largest change of a state", "steps", "graded, in a step", "as it is, of the means"
+    )
+    for row in found.settling:
+        steps = f"{row.steps} (free phase)" if row.steps == free else str(row.steps)
+        settling.add_row(steps, f"{row.graded:.1e}", "-" if row.own == float("inf") else f"{row.own:.1e}")
+    gradients = table("Is EP's gradient BPTT's?", "parameter", "cosine", "norm ratio", "cosine without spikes")
+    for own, graded in zip(found.agreement, found.without_spikes, strict=True):
+        gradients.add_row(own.name, f"{own.cosine:.3f}", f"{own.norm_ratio:.2f}", f"{graded.cosine:.3f}")
+    activity = table("Does it fire?", "layer", "neurons", "mean state", "saturated", "spikes a neuron and inference")
+    for l, layer in enumerate(found.activity):
+        spikes = "-" if layer.spikes is None else f"{layer.spikes:.2f}"
+        activity.add_row(str(l), f"{layer.neurons:,}", f"{layer.mean:.3f}", f"{layer.saturated:.0%}", spikes)
+    return [settling, gradients, activity]
 
 
 def _profile_table(result: "Profile") -> object:

@@ -30,11 +30,16 @@ Neurons = tuple[NeuronState, ...]
 
 class Values(NamedTuple):
     """All tensors of the energy that are not states: the first drive `[B, ...]`, a threshold a layer
-    (it broadcasts against the layer's state) and the effective weights of every connection."""
+    (it broadcasts against the layer's state) and the effective weights of every connection.
+
+    An input that changes over time has `frames`, the drive at every step `[steps, B, ...]`; `drive`
+    is then their mean, to which the energy and its derivatives refer.
+    """
 
     drive: Tensor
     thresholds: tuple[Tensor, ...]
     weights: tuple[tuple[Tensor, ...], ...]
+    frames: Tensor | None = None
 
     def flat(self) -> list[Tensor]:
         return [self.drive, *self.thresholds, *chain.from_iterable(self.weights)]
@@ -46,10 +51,24 @@ class Values(NamedTuple):
             next(rest),
             tuple(next(rest) for _ in self.thresholds),
             tuple(tuple(next(rest) for _ in own) for own in self.weights),
+            self.frames,
         )
 
     def detach(self) -> "Values":
-        return self.like([t.detach() for t in self.flat()])
+        frames = None if self.frames is None else self.frames.detach()
+        return self.like([t.detach() for t in self.flat()])._replace(frames=frames)
+
+    def at(self, step: int) -> "Values":
+        """What drives the network in a step of a phase, counted from 0."""
+        return self if self.frames is None else self._replace(drive=self.frames[step])
+
+    def twice(self, steps: int) -> "Values":
+        """For two phases in one batch, of so many steps: they see the last frames again."""
+        frames = self.frames
+        if frames is not None:
+            seen = torch.arange(len(frames) - steps, len(frames), device=frames.device) % len(frames)
+            frames = torch.cat([frames[seen]] * 2, dim=1)
+        return self._replace(drive=torch.cat([self.drive] * 2), frames=frames)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ep_plugin.maps import at_least_float32, laid_out
 from ep_plugin.neurons.layer import Layer
 from ep_plugin.profiling import section
 from ep_plugin.relaxation import ORDERS, Equilibrium, Relaxation, relax
+from ep_plugin.shapes import expected_input
 
 OBSERVED = {"membrane": "r, the neurons' own states", "trace": "u, what their spikes tell"}
 
@@ -45,6 +46,12 @@ class ConvergentNetwork(nn.Module):
             from the lowest.
         relaxation: how the free phase settles.
         gradient: `EquilibriumPropagation`, `BackpropThroughTime` or `ImplicitDifferentiation`.
+        time_first: the input changes over time, `[T, B, ...]`, as snnTorch's `spikegen` makes it and
+            event data come. The free phase shows the frames in turn, each for the same number of
+            steps, and the nudged phases the last of them again. What the theory promises holds for a
+            constant input. Here neurons follow the frames as far as they can, and the gradient is
+            that of states averaged over the last half of a phase under the frames' mean drive: good
+            for rate codes, whose mean is the message, and not for codes of single spikes' times.
 
     `encoder`, `observe`, `feedback`, `relaxation` and `gradient` can be set at any time.
 
@@ -64,8 +71,10 @@ class ConvergentNetwork(nn.Module):
         feedback: float | Sequence[float] = 0.15,
         relaxation: Relaxation | None = None,
         gradient: GradientEstimator | None = None,
+        time_first: bool = False,
     ) -> None:
         super().__init__()
+        self.time_first = time_first
         self.stem = stem
         self.layers = nn.ModuleList(layers)
         self.connections = nn.ModuleList(connections)
@@ -148,7 +157,7 @@ class ConvergentNetwork(nn.Module):
     # What the network does.
 
     def forward(self, x: Tensor) -> Tensor:
-        """The readout of the equilibrium that `x` leads to, `[B, ...]`.
+        """The readout of the equilibrium that `x` (`[B, ...]`, or `[T, B, ...]`) leads to, `[B, ...]`.
 
         Raises:
             ValueError, TypeError: `x` has a wrong shape or type, or holds NaN.
@@ -233,15 +242,20 @@ class ConvergentNetwork(nn.Module):
     # The door.
 
     def _values(self, x: Tensor) -> Values:
-        _check_input(x, self.stem)
+        _check_input(x, self.stem, self.time_first)
         try:
             with section("stem"):
-                drive = evaluate(self.stem, x)
+                drive = evaluate(self.stem, x.flatten(0, 1) if self.time_first else x)
         except RuntimeError as error:
             raise ValueError(
                 f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"
             ) from error
-        return self._values_of_drive(drive)
+        if not self.time_first:
+            return self._values_of_drive(drive)
+        frames = at_least_float32(drive).unflatten(0, x.shape[:2])
+        steps_a_frame = _steps_a_frame(self.relaxation, len(x))
+        values = self._values_of_drive(frames.mean(0))
+        return values._replace(frames=frames.repeat_interleave(steps_a_frame, 0) if steps_a_frame > 1 else frames)
 
     def _values_of_drive(self, drive: Tensor) -> Values:
         shapes = self._shapes(drive)
@@ -256,7 +270,11 @@ class ConvergentNetwork(nn.Module):
             [
                 "the drive of layer 0 (the input, or the weights before the first neuron)",
                 *(f"the threshold of layer {l}" for l in range(len(thresholds))),
-                *(f"the weights of {c.source} -> {c.target}" for c in self._edges() for _ in c.tensors()),
+                *(
+                    f"the weights of {c.source} -> {c.target}"
+                    for c, own in zip(self._edges(), weights, strict=True)
+                    for _ in own
+                ),
             ],
         )
         learnable = [t for t in values.thresholds if t.requires_grad]
@@ -270,10 +288,11 @@ class ConvergentNetwork(nn.Module):
     def _shapes(self, drive: Tensor) -> dict[int, tuple[int, ...]]:
         """Every layer's shape without the batch, once connections and thresholds are known to fit."""
         shapes: dict[int, tuple[int, ...]] = {0: tuple(drive.shape[1:])}
-        for connection in sorted(self._edges(), key=lambda c: c.source):
+        pending = self._edges()
+        while pending:
+            connection = next(c for c in pending if c.source in shapes)
+            pending.remove(connection)
             i, j = connection.source, connection.target
-            if i not in shapes:
-                continue
             try:
                 shape = connection.shapes(shapes[i])[-1]
             except RuntimeError as error:
@@ -326,32 +345,38 @@ def _check_graph(layers: int, connections: Sequence[Connection]) -> None:
         raise ValueError(f"no connection leads from layer 0 to layer {missing[0]}")
 
 
-def _check_input(x: Tensor, stem: nn.Module) -> None:
+def _steps_a_frame(relaxation: Relaxation, frames: int) -> int:
+    if relaxation.steps % frames:
+        raise ValueError(
+            f"the relaxation takes {relaxation.steps} steps for {frames} frames; expected one or more steps for each "
+            f"frame, such as Relaxation({frames})"
+        )
+    if relaxation.tolerance is not None:
+        raise ValueError(
+            f"the relaxation has the tolerance {relaxation.tolerance:g}, at which a sample stops; expected None, as "
+            "an input that changes over time has to be seen to its end"
+        )
+    return relaxation.steps // frames
+
+
+def _check_input(x: Tensor, stem: nn.Module, time_first: bool) -> None:
+    leading = ["time", "batch"] if time_first else ["batch"]
     if not isinstance(x, Tensor):
-        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [batch, ...]")
+        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{', '.join(leading)}, ...]")
     if not x.is_floating_point():
         raise TypeError(
             f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
         )
-    expected = _expected_input(stem)
+    expected = expected_input(stem)
     shape = list(x.shape)
+    sample = shape[len(leading) :]
     if expected is None:
-        if x.dim() < 2:
-            raise ValueError(f"the input has the shape {shape}; expected [batch, ...]")
-    elif len(expected) != x.dim() or any(e != n for e, n in zip(expected, shape, strict=True) if e is not None):
-        words = ", ".join(["batch", *("size" if e is None else str(e) for e in expected[1:])])
+        if not sample:
+            raise ValueError(f"the input has the shape {shape}; expected [{', '.join(leading)}, ...]")
+    elif len(expected) != len(sample) or any(e != n for e, n in zip(expected, sample, strict=True) if e is not None):
+        words = ", ".join([*leading, *("size" if e is None else str(e) for e in expected)])
         raise ValueError(f"the input has the shape {shape}; expected [{words}]")
-    if len(x) == 0:
+    if 0 in shape[: len(leading)]:
         raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
     if not bool(x.isfinite().all()):
         raise ValueError("the input holds NaN or infinite values; expected finite numbers")
-
-
-def _expected_input(stem: nn.Module) -> list[int | None] | None:
-    """The input's shape (None: any size) as far as the first module tells it."""
-    first = next((m for m in stem.modules() if not isinstance(m, (nn.Sequential, nn.Identity))), None)
-    if isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return [None, first.in_channels, *[None] * len(first.kernel_size)]
-    if isinstance(first, nn.Linear):
-        return [None, first.in_features]
-    return None

@@ -87,7 +87,7 @@ def observe_phase(
     window = _Window(steps, dynamics.encoder.spiking)
     phase = stepper(dynamics, dynamics.prepared(values), neurons, force)
     for step in range(steps):
-        phase.step(time + step + 1)
+        phase.step(step, time + step + 1)
         window.see(step, [getattr(n, dynamics.observe) for n in phase.neurons])
     return Phase(phase.neurons, window.mean(), time + steps)
 
@@ -107,7 +107,7 @@ def relax(dynamics: Dynamics, values: Values, relaxation: Relaxation) -> tuple[P
         last = step + 1 == relaxation.steps
         looks = not spiking and (stopping is not None or last)
         before = [n.membrane.clone() for n in phase.neurons] if looks else []
-        spikes = phase.step(step + 1)
+        spikes = phase.step(step, step + 1)
         if looks:
             now = _largest([a.membrane - b for a, b in zip(phase.neurons, before, strict=True)])
             change = torch.where(moving, now, change)

@@ -19,8 +19,11 @@ from ep_plugin.profiling import section
 class Stepper(Protocol):
     neurons: Neurons
 
-    def step(self, time: int) -> list[Tensor | None]:
-        """Every layer moves once. Returns each layer's spikes, which hold until the next step."""
+    def step(self, step: int, time: int) -> list[Tensor | None]:
+        """Every layer moves once: step `step` of the phase, counted from 0, and `time` of all, from 1.
+
+        Returns each layer's spikes, which hold until the next step.
+        """
 
 
 def stepper(dynamics: Dynamics, values: Values, neurons: Neurons, force: Tensor | None = None) -> Stepper:
@@ -34,8 +37,8 @@ class _OutOfPlace:
     def __init__(self, dynamics: Dynamics, values: Values, neurons: Neurons, force: Tensor | None) -> None:
         self.dynamics, self.values, self.neurons, self.force = dynamics, values, neurons, force
 
-    def step(self, time: int) -> list[Tensor | None]:
-        self.neurons, spikes = self.dynamics.sweep(self.neurons, self.values, time, self.force)
+    def step(self, step: int, time: int) -> list[Tensor | None]:
+        self.neurons, spikes = self.dynamics.sweep(self.neurons, self.values.at(step), time, self.force)
         return spikes
 
 
@@ -57,8 +60,8 @@ class _InPlace:
     def neurons(self, neurons: Neurons) -> None:
         self._neurons, self.sent = neurons, [self.dynamics.sent(n.trace) for n in neurons]
 
-    def step(self, time: int) -> list[Tensor | None]:
-        dynamics, values = self.dynamics, self.values
+    def step(self, step: int, time: int) -> list[Tensor | None]:
+        dynamics, values = self.dynamics, self.values.at(step)
         states = list(self._neurons)
         spikes: list[Tensor | None] = [None] * len(states)
         for group in dynamics.order:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import convolutional, perceptron
+from problems import by_hand, convolutional, perceptron
 from torch import nn
 
 import ep_plugin as ep
@@ -111,3 +111,10 @@ def test_a_threshold_that_does_not_fit_its_layer(shape):
     model = ep.ConvergentNetwork(nn.Linear(3, 8), [ep.Layer(torch.ones(shape))], [])
     with pytest.raises(ValueError, match="threshold of layer 0 has the shape"):
         model(torch.rand(2, 3))
+
+
+def test_layers_in_any_order():
+    """A layer may be reached through ones that stand behind it in the list."""
+    model, x = by_hand([(3, 4), (1, 3), (0, 2), (2, 1)], (8, 7, 6, 5, 4))
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

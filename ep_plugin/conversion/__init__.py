@@ -31,6 +31,7 @@ def convert(
     gradient: GradientEstimator | None = None,
     pooling: str = "error",
     freeze_leak: bool = False,
+    time_first: bool = False,
 ) -> ConvergentNetwork:
     """A snnTorch or Norse model as a convergent network that shares its parameters.
 
@@ -41,7 +42,8 @@ def convert(
 
     A model with a forward of its own is traced: a loop over steps becomes the relaxation, membranes
     that are passed by hand fall away, sums of signals become skip connections (in the energy, so
-    they feed back too). It takes the input of one step, and of several outputs returns the first.
+    they feed back too). Of several outputs it returns the first. A model that reads its input step by
+    step takes that of one step, `[B, ...]`, or all of them with `time_first=True`.
 
     Between neurons, batch normalisation is the fixed affine map of its running statistics, with its
     weight and bias trained; dropout draws one mask a batch. In stem and readout they are ordinary.
@@ -50,7 +52,7 @@ def convert(
         net: an `nn.Sequential`, a Norse `SequentialState` or any module that calls neurons of these
             libraries and linear modules between them. Which neurons, and what becomes of their
             constants: `ep_plugin.conversion.snntorch` and `.norse`.
-        encoder, observe, feedback, relaxation, gradient: see `ConvergentNetwork`.
+        encoder, observe, feedback, relaxation, gradient, time_first: see `ConvergentNetwork`.
         activation: of every layer; `ConvergentLeaky` and `ConvergentLIFBoxCell` keep their own.
         pooling: what becomes of max pooling between neurons, whose adjoint does not match for
             spikes: "error" refuses it, "average" puts average pooling in its place with a warning,
@@ -88,8 +90,11 @@ def convert(
         feedback=feedback,
         relaxation=relaxation,
         gradient=gradient,
+        time_first=time_first,
     )
     notes = [*parts.notes, *neurons.differences(originals)]
+    if time_first:
+        notes = [note for note in notes if note != neurons.NO_TIME]
     if parts.readout is None:
         notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
     if notes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ep_plugin.neurons.activations import Activation
 
-NO_TIME = "the input is that of one step, [batch, ...], with no time axis"
+NO_TIME = "the input is that of one step, [batch, ...], with no time axis (unless time_first=True)"
 
 
 @dataclass

@@ -8,6 +8,7 @@ tends to dC/dtheta as beta -> 0 (Scellier and Bengio 2017; symmetric nudging: La
 where a and b tell how strongly the two phases are nudged, in units of beta.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +92,8 @@ class _Nudge(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rule, dynamics, free = ctx.rule, ctx.dynamics, ctx.free
         values = ctx.structure.like(ctx.saved_tensors)
-        require_finite("the loss's gradient", [grads[0]], ["the output layer's equilibrium (loss or readout)"])
         direction, length = normalised(grads[0])
+        finite = _warn_unless_finite(length)
 
         a, b = rule.strengths(len(length), length)
         push = torch.cat([a, b]).view(-1, *[1] * (direction.dim() - 1)) * direction.repeat(
@@ -100,20 +101,40 @@ class _Nudge(torch.autograd.Function):
         )
         force = push * (-rule.beta / dynamics.scales[dynamics.output])
         with section("nudged phases"):
-            both = values._replace(drive=torch.cat([values.drive] * 2))
+            both = values.twice(rule.steps)
             nudged = observe_phase(dynamics, both, _twice(free.neurons), free.time, rule.steps, force)
         weight = length / ((a - b) * rule.beta)
         needed = list(ctx.needs_input_grad[4:])
         with section("contrast"):
             contrast = _contrast(dynamics, values, nudged.observed, torch.cat([weight, -weight]), needed)
-        named = _names(values)
-        found = [(g, n) for g, n in zip(contrast, named, strict=True) if g is not None]
-        require_finite("the gradient", [g for g, _ in found], [n for _, n in found])
+        if finite:
+            named = _names(values)
+            found = [(g, n) for g, n in zip(contrast, named, strict=True) if g is not None]
+            require_finite("the gradient", [g for g, _ in found], [n for _, n in found])
         return None, None, None, None, *contrast
 
 
+def _warn_unless_finite(length: Tensor) -> bool:
+    """Whether each sample's dC/dr, of the given length, is a number.
+
+    One that is none becomes a gradient that is none, as everywhere in autograd: a scaler for float16
+    meets such losses by design, skips the step and lowers its scale.
+    """
+    bad = int((~length.isfinite()).sum())
+    if bad:
+        warnings.warn(
+            f"the loss's gradient is NaN or infinite at the output layer's equilibrium (loss or readout) in {bad} of "
+            f"{len(length)} samples, and so are the gradients that follow from it. A gradient scaler skips this "
+            "step. Without one, do not step the optimizer: lower the learning rate, clip, or look at the targets "
+            "of a loss that can divide by zero",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return bad == 0
+
+
 def normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample's direction and length; zeros for both where the gradient is zero.
+    """Each sample's direction and length; zeros for both where the gradient is zero, NaN where it is not finite.
 
     Divided by its largest entry first, so that nothing over- or underflows and a loss that is
     scaled by a power of two gives the same direction to the last bit.

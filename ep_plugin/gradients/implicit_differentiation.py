@@ -68,14 +68,18 @@ class _Implicit(torch.autograd.Function):
             new = [n.membrane for n in after]
 
         source = [torch.zeros_like(s) for s in states]
-        source[graded.output] = grads[0]
-        adjoint, scale = source, grads[0].abs().max()
+        source[graded.output].copy_(grads[0])
+        # A sample whose dC/dr is no number has a gradient that is none; the others keep theirs.
+        lost = ~grads[0].flatten(1).isfinite().all(1)
+        for own in source:
+            own[lost] = torch.nan
+        adjoint, scale = source, _largest([grads[0]])
         for _ in range(ctx.rule.max_steps):
             back = torch.autograd.grad(
                 new, states, adjoint, retain_graph=True, allow_unused=True, materialize_grads=True
             )
             before, adjoint = adjoint, [s + b for s, b in zip(source, back, strict=True)]
-            change = max((a - b).abs().max() for a, b in zip(adjoint, before, strict=True))
+            change = _largest([a - b for a, b in zip(adjoint, before, strict=True)])
             precision = max(ctx.rule.tolerance, torch.finfo(scale.dtype).eps)
             if change <= precision * scale:
                 break
@@ -88,3 +92,8 @@ class _Implicit(torch.autograd.Function):
         wanted = [t for t in flat if t.requires_grad]
         found = iter(torch.autograd.grad(new, wanted, adjoint, allow_unused=True, materialize_grads=True))
         return None, None, None, None, *(next(found) if n else None for n in needed)
+
+
+def _largest(tensors: list[Tensor]) -> Tensor:
+    """The largest entry of those that are numbers."""
+    return torch.stack([t.nan_to_num(0, 0, 0).abs().max() for t in tensors]).max()

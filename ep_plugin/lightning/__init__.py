@@ -1,1 +1,26 @@
-"""Lightning: data and training modules."""
+"""Lightning: data, training modules, callbacks, the command line.
+
+**Several GPUs and machines** need nothing but Lightning's own options:
+
+    L.Trainer(accelerator="gpu", devices=4, strategy="ddp")                 # the GPUs of one machine
+    L.Trainer(accelerator="gpu", devices=4, num_nodes=2, strategy="ddp")    # started on both, by torchrun or Slurm
+    ep-plugin fit --config FILE --trainer.devices 4 --trainer.strategy ddp  # the same from a configuration
+
+What it means:
+
+- `batch_size` is that of one process, so four of them make steps of four times as many images. With
+  the global batch kept, the weights and metrics are those of one process (a test trains in two).
+- A sample's relaxation and nudge depend on no other sample. The only exchange is that of the
+  gradients, once a step, of 4 bytes a parameter: 1.3 MB for the 2C2FC net, as with BPTT.
+- The gradients of everything up to the last neuron are ready at once, when the nudged phases end. So
+  their exchange is not hidden behind the backward pass, as it would be layer by layer.
+- `L.seed_everything(seed, workers=True)` seeds all processes alike: Bernoulli spikes and random signs
+  are then the same for the n-th sample of each.
+- A batch norm in the stem sees its own process's images: `Trainer(sync_batchnorm=True)`.
+- `strategy="ddp_spawn"` pickles the module. A `ConvergentNetwork` does pickle unless its activation is
+  a lambda; the snnTorch neurons of a `BPTTLightningModule` do not: use "ddp".
+- `precision="bf16-mixed"` computes the products in bfloat16. With "16-mixed" the gradient scaler skips
+  the steps that overflow, with a warning from the first.
+
+Tried on two CPUs (gloo) only. Strategies that shard the parameters, such as FSDP, were not tried.
+"""

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from ep_plugin.checks import count
+from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.lightning.module import EPLightningModule
 
 
@@ -66,6 +69,43 @@ class RecordErrors(L.Callback):
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class FewStepsFirst(L.Callback):
+    """Short phases in the first epochs, where a rough gradient does; then those that the model was given.
+
+    Args:
+        epochs: how many epochs have short phases, 1 or more.
+        free, nudged: their steps, 1 or more.
+
+    Raises:
+        ValueError, TypeError: a number is out of its range, or the module is not an
+            `EPLightningModule` trained by `EquilibriumPropagation`.
+    """
+
+    def __init__(self, epochs: int, free: int = 8, nudged: int = 4) -> None:
+        self.epochs, self.free, self.nudged = count("epochs", epochs), count("free", free), count("nudged", nudged)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, EPLightningModule) or not isinstance(
+            pl_module.model.gradient, EquilibriumPropagation
+        ):
+            raise TypeError(
+                f"FewStepsFirst was given a {type(pl_module).__name__}; expected an EPLightningModule whose model "
+                "has EquilibriumPropagation as its gradient"
+            )
+        self.given = pl_module.model.relaxation, pl_module.model.gradient
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, EPLightningModule)
+        relaxation, gradient = self.given
+        if trainer.current_epoch < self.epochs:
+            relaxation, gradient = replace(relaxation, steps=self.free), replace(gradient, steps=self.nudged)
+        pl_module.model.relaxation, pl_module.model.gradient = relaxation, gradient
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EPLightningModule)
+        pl_module.model.relaxation, pl_module.model.gradient = self.given
 
 
 def _model(module: L.LightningModule) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class _TorchvisionDataModule(_ImageDataModule):
                 "dataset-fashion-mnist), or name another directory with data_dir"
             )
 
+    def prepare_data(self) -> None:
+        """Downloads in one process a machine, before all of them read."""
+        if self.download:
+            self.load()
+
     def load(self) -> tuple[Images, Images]:
         import torchvision
 

@@ -1,13 +1,14 @@
 """Losses by name, as callables, or from `snntorch.functional`."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ep_plugin.checks import chosen
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": _mse}
 
 def as_loss(loss: str | Loss) -> Loss:
     """A loss of ([B, classes], [B]) from its name, or the callable that was given."""
-    return loss if callable(loss) else chosen("loss", loss, LOSSES)
+    return loss if callable(loss) else chosen("loss", cast(str, loss), LOSSES)
 
 
 def wants_time(loss: Loss) -> bool:

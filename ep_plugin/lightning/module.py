@@ -41,8 +41,9 @@ class _Classifier(L.LightningModule):
             {f"{stage}/{k}": v for k, v in logged.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=len(x),
+            batch_size=len(y),  # an input that changes over time has its time first
             prog_bar=False,
+            sync_dist=True,  # several processes: over all their images, once an epoch
         )
         return loss
 

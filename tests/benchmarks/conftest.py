@@ -41,6 +41,14 @@ def summary(config):
     return found
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """What was measured before Ctrl-C is kept; the benchmark that it stopped has no data."""
+    own = session.config._benchmarksession
+    own.benchmarks = [b for b in own.benchmarks if b.stats.data]
+    return (yield)
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Medians instead of every measurement, and no host name."""
     output_json.clear()

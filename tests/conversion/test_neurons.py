@@ -189,6 +189,11 @@ def test_a_norse_sequence_inside_of_a_class():
     torch.testing.assert_close(ep.convert(net)(x), ep.convert(sequence)(x))
 
 
+def test_gains_are_in_the_thresholds_of_a_nir_graph():
+    graph = ep.to_nir(converted(norse.LIFCell(), 2))
+    assert graph.nodes["layer_0"].v_threshold.tolist() == pytest.approx([0.2, 0.2])
+
+
 class Integrating(nn.Module):
     def __init__(self, neuron):
         super().__init__()

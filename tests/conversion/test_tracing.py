@@ -156,6 +156,13 @@ def test_the_time_axis_is_told():
         ep.convert(ForStep())
 
 
+def test_all_steps_may_be_given():
+    """A constant input over time leads where the input of one step does."""
+    net, x = ForStep(), torch.rand(4, 8)
+    over_time = ep.convert(net, **GRADED, time_first=True)
+    torch.testing.assert_close(over_time(x.expand(20, 4, 8)), ep.convert(net, **GRADED)(x))
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()

@@ -118,5 +118,59 @@ def test_not_a_number_stops_the_training():
     with pytest.raises(FloatingPointError, match="0 -> 1"):
         model(x)
     model, x = perceptron()
-    with pytest.raises(FloatingPointError, match="loss or readout"):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(RuntimeWarning, match=r"loss or readout\) in 6 of 6 samples"):
         (model(x).sum() * float("inf")).backward()
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match="weights of 0 -> 1"):
+        model(x)
+
+
+ESTIMATORS = {
+    "EP": ep.EquilibriumPropagation(),
+    "BPTT": ep.BackpropThroughTime(),
+    "implicit": ep.ImplicitDifferentiation(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the loss's gradient is NaN:RuntimeWarning")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_one_sample_that_is_no_number_stays_its_own(estimator, value):
+    model, x = convolutional()
+    model.relaxation, model.gradient = ep.Relaxation(15), ESTIMATORS[estimator]
+    x.requires_grad_()
+
+    def gradients_of(weight):
+        out = model(x)
+        return torch.autograd.grad((out.pow(2).sum(1) * weight).sum(), [x, *model.parameters()])
+
+    whole = gradients_of(torch.ones(len(x)))
+    torn = gradients_of(torch.tensor([1.0, value, 1.0, 1.0]))
+    assert not torn[0][1].isfinite().all()
+    torch.testing.assert_close(torn[0][[0, 2, 3]], whole[0][[0, 2, 3]])
+    assert all(not g.isfinite().all() for g in torn[1:])  # every parameter tells a scaler
+
+
+@pytest.mark.filterwarnings("ignore:the loss's gradient is NaN:RuntimeWarning")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_scaler_skips_steps_that_overflow_float16(estimator):
+    model, x = convolutional()
+    model.encoder, model.relaxation, model.gradient = "predictive", ep.Relaxation(15), ESTIMATORS[estimator]
+    y = torch.randint(5, (len(x),))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**21)
+    moved = []
+    for _ in range(6):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append(any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)))
+    assert moved[0] is False  # 2^21 is more than float16 holds
+    assert moved[-1] is True
+    assert moved == sorted(moved)
+    assert scaler.get_scale() == 2.0 ** (21 - moved.count(False))

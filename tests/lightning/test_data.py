@@ -46,3 +46,39 @@ def test_sizes_are_checked():
         ep.DigitsDataModule(batch_size=0)
     with pytest.raises(TypeError, match="train_samples"):
         ep.DigitsDataModule(train_samples=1.5)
+
+
+def test_all_images_for_training_and_the_test_images_watched():
+    held_out, watched = ep.DigitsDataModule(), ep.DigitsDataModule(validation="test")
+    for data in (held_out, watched):
+        data.setup()
+    assert [len(held_out._sets[s]) for s in ("train", "val", "test")] == [1294, 143, 360]
+    assert [len(watched._sets[s]) for s in ("train", "val", "test")] == [1437, 360, 360]
+
+
+@pytest.mark.parametrize("validation", [0, 1, -0.5, "train", float("nan")])
+def test_validation_is_checked(validation):
+    with pytest.raises(ValueError, match="validation is"):
+        ep.DigitsDataModule(validation=validation)
+
+
+def test_augmentation_changes_training_images_alone():
+    plain = ep.DigitsDataModule(batch_size=400, seed=1)
+    changed = ep.DigitsDataModule(batch_size=400, seed=1, augmentation=lambda x: x.flip(-1))
+    for data in (plain, changed):
+        data.setup()
+    for name in ("train", "val", "test"):
+        (x, y), (z, w) = (next(iter(getattr(data, f"{name}_dataloader")())) for data in (plain, changed))
+        assert torch.equal(y, w)
+        assert torch.equal(z, x.flip(-1) if name == "train" else x)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+    calls = []
+    monkeypatch.setattr(ep.MNISTDataModule, "load", lambda self: calls.append(1))
+    ep.MNISTDataModule(tmp_path, download=download).prepare_data()
+    assert len(calls) == download

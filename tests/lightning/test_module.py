@@ -1,5 +1,7 @@
 """Lightning's automatic optimization against plain PyTorch loops with SGD."""
 
+import math
+
 import lightning as L
 import pytest
 import snntorch as snn
@@ -179,3 +181,23 @@ def test_empty_loader_does_nothing(tmp_path):
     model, _ = make_model()
     empty = DataLoader(TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long)), 4)
     trainer(tmp_path).fit(ep.EPLightningModule(model), empty)
+
+
+@pytest.mark.parametrize("optimizer", [None, sgd])
+def test_cosine_schedule_ends_at_zero(optimizer, tmp_path):
+    task = ep.EPLightningModule(make_model()[0], lr=0.5, optimizer=optimizer, schedule="cosine")
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer(tmp_path, callbacks=[Watch()]).fit(task, loader())
+    steps = 2 * len(loader())
+    expected = [0.25 * (1 + math.cos(math.pi * n / steps)) for n in range(steps)]
+    assert rates == pytest.approx(expected)
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="schedule is 'linear'; expected one of 'constant', 'cosine'"):
+        ep.EPLightningModule(make_model()[0], schedule="linear")

@@ -1,0 +1,133 @@
+"""Callbacks that look at a convergent network while it trains, and write what they see to the trainer's loggers.
+
+Each looks at every n-th batch of an epoch, before the training step on it, and repeats what it needs
+of that step: a free phase (`EquilibriumMonitor`, `SpikeMonitor`) or two gradients
+(`GradientMonitor`). The training does not notice: parameters' gradients, random generators, running
+means and modes stay as they were. With several processes the first one looks at its own images.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.checks import count
+from ep_plugin.diagnosis import activity, settled
+from ep_plugin.gradients.agreement import gradient_agreement
+from ep_plugin.gradients.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.lightning.losses import wants_time
+from ep_plugin.lightning.module import EPLightningModule
+
+
+class _Monitor(L.Callback):
+    """What all monitors share: when they look, and where they write."""
+
+    def __init__(self, every_n_batches: int = 50) -> None:
+        self.every_n_batches = count("every_n_batches", every_n_batches)
+
+    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+        """What is logged for a batch; the network is in evaluation mode."""
+        raise NotImplementedError
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        name = type(self).__name__
+        if not isinstance(pl_module, EPLightningModule):
+            raise TypeError(f"{name} was given a {type(pl_module).__name__}; expected an EPLightningModule")
+        if not trainer.loggers:
+            raise ValueError(f"{name} has no logger to write to; expected Trainer(logger=True), a logger or several")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % self.every_n_batches or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, EPLightningModule)
+        with _unnoticed(pl_module):
+            found = self.measure(pl_module, *batch)
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+
+
+class EquilibriumMonitor(_Monitor):
+    """How the free phase ends: is it long enough?
+
+    Logs "equilibrium/residual" (the largest `Equilibrium.residual` of the batch), "equilibrium/steps"
+    and, for a relaxation with a tolerance, "equilibrium/converged" (share of the samples).
+
+    Args:
+        every_n_batches: 1 or more.
+
+    Raises:
+        ValueError, TypeError: `every_n_batches` is not 1 or more. In fitting: the module is no
+            `EPLightningModule`, or the trainer has no logger.
+    """
+
+    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+        equilibrium = module.model.relax(x)
+        found = {"residual": equilibrium.residual.max().item(), "steps": float(equilibrium.steps)}
+        if equilibrium.converged is not None:
+            found["converged"] = equilibrium.converged.float().mean().item()
+        return {f"equilibrium/{name}": value for name, value in found.items()}
+
+
+class SpikeMonitor(_Monitor):
+    """How much each layer fires.
+
+    Logs "state/layer l" (mean state, of the largest possible one) and, unless neurons are graded,
+    "spikes/layer l" (spikes a neuron and inference).
+
+    Args:
+        every_n_batches: 1 or more.
+
+    Raises:
+        ValueError, TypeError: as `EquilibriumMonitor`.
+    """
+
+    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for l, layer in enumerate(activity(module.model, x)):
+            found[f"state/layer {l}"] = layer.mean
+            if layer.spikes is not None:
+                found[f"spikes/layer {l}"] = layer.spikes
+        return found
+
+
+class GradientMonitor(_Monitor):
+    """How well each parameter's gradient agrees with the exact one of converged graded neurons.
+
+    Logs "cosine/PARAMETER" and "norm ratio/PARAMETER" of `gradient_agreement` for every parameter that
+    is trained. A look costs several training steps.
+
+    Args:
+        every_n_batches: 1 or more.
+
+    Raises:
+        ValueError, TypeError: as `EquilibriumMonitor`.
+    """
+
+    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+        def loss(output: Tensor, y: Tensor) -> Tensor:
+            return module.loss(output.unsqueeze(0) if wants_time(module.loss) else output, y)
+
+        reference = settled(module.model, ImplicitDifferentiation())
+        found: dict[str, float] = {}
+        for own in gradient_agreement(module.model, x, y, loss, reference):
+            found |= {f"cosine/{own.name}": own.cosine, f"norm ratio/{own.name}": own.norm_ratio}
+        return found
+
+
+@contextmanager
+def _unnoticed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and random numbers that are given back."""
+    training = [m for m in module.modules() if m.training]
+    device = next(module.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        module.eval()
+        try:
+            yield
+        finally:
+            for m in training:
+                m.training = True

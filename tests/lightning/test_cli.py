@@ -1,0 +1,90 @@
+"""`ep-plugin fit`, `validate` and `test` from configurations."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ep_plugin as ep
+from ep_plugin.cli import app
+from ep_plugin.lightning.cli import from_arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+DIGITS = ["--config", str(CONFIGS / "digits.yaml")]
+SHORT = ["--trainer.max_epochs=1", "--data.init_args.train_samples=64", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which a run sets; taken back after the test
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_digits_twice_in_one_directory_then_validate_and_test():
+    for _ in range(2):
+        done = run("fit", *DIGITS, *SHORT)
+        assert done.exit_code == 0, done.output
+    kept = sorted(Path("lightning_logs").glob("version_*/checkpoints/*.ckpt"))
+    assert [path.parts[1] for path in kept] == ["version_0", "version_1"]
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in kept)
+    assert all(torch.equal(first[name], second[name]) for name in first)  # the same seed
+    assert "train/loss" in pd.read_csv("lightning_logs/version_0/metrics.csv")
+    for command, word in (("validate", "val/accuracy"), ("test", "test/accuracy")):
+        done = run(command, *DIGITS, *SHORT, "--ckpt_path", str(kept[0]))
+        assert done.exit_code == 0, done.output
+        assert word in done.output
+
+
+def test_a_run_goes_on_in_the_directory_of_its_configuration():
+    """The second run overwrites the configuration that the first has saved beside its logs."""
+    where = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--trainer.logger.version=0"]
+    for rate in ("0.01", "0.02"):
+        assert run("fit", *DIGITS, *SHORT, *where, "--model.init_args.lr", rate).exit_code == 0
+    assert "lr: 0.02" in Path("lightning_logs/version_0/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        ([*DIGITS, "--model", "ep_plugin.EPModule"], "'EPModule'"),
+        ([*DIGITS, "--model.init_args.rate", "1"], "rate"),
+        ([*DIGITS, "--trainer.max_epochs", "many"], "many"),
+        ([*DIGITS, "--model.init_args.lr", "-1"], "ep-plugin: lr is -1.0; expected a number above 0"),
+        (
+            [*DIGITS, "--model.init_args.model.init_args.encoder", "rate"],
+            "ep-plugin: encoder is 'rate'; expected one of",
+        ),
+        ([*DIGITS, "--data", "ep_plugin.MNISTDataModule"], "ep-plugin: no MNIST in data/MNIST/raw"),
+        ([*DIGITS, "--trainer.accelerator", "abacus"], "ep-plugin: You selected an invalid accelerator"),
+        ([*DIGITS, "--trainer.devices", "0"], "ep-plugin: `Trainer(devices="),
+    ],
+)
+def test_bad_input_is_a_message_and_exit_code_2(arguments, message):
+    done = run("fit", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_the_example_for_mnist():
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+    made = from_arguments(["--config", str(CONFIGS / "mnist.yaml"), "--trainer.accelerator=cpu"], run=False)
+    assert isinstance(made.model, ep.EPLightningModule)
+    model = made.model.model
+    assert model.gradient == ep.EquilibriumPropagation(3.0, 8)
+    assert model.relaxation == ep.Relaxation(15)
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    kinds = {type(callback) for callback in made.trainer.callbacks}
+    assert {ep.EquilibriumMonitor, ep.SpikeMonitor, ep.GradientMonitor} <= kinds

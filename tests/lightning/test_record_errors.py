@@ -1,0 +1,66 @@
+"""The recorder: a line an epoch, appended, whatever stops the run."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+
+import ep_plugin as ep
+from ep_plugin.lightning.callbacks import RecordErrors
+from ep_plugin.models import small_convolutional
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=()):
+    task = task or ep.EPLightningModule(ep.convert(small_convolutional()), schedule="cosine")
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[RecordErrors(path, "digits"), *callbacks],
+    )
+    trainer.fit(task, datamodule=ep.DigitsDataModule(train_samples=96, validation=validation))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_epoch_is_a_line(tmp_path):
+    path = tmp_path / "made" / "results.jsonl"
+    lines = fit(path, tmp_path)
+    assert [(line["name"], line["epoch"], line["epochs"]) for line in lines] == [("digits", 1, 2), ("digits", 2, 2)]
+    assert all(0 <= line["error"] <= 100 for line in lines)
+    assert lines[0]["watched"] == "test"
+    assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
+    assert lines[0]["observe"] == "membrane"
+    assert lines[0]["estimator"] == repr(ep.EquilibriumPropagation())
+    assert lines[0]["torch"] == torch.__version__
+
+
+def test_a_second_run_is_appended_and_says_what_it_watched(tmp_path):
+    path = tmp_path / "results.jsonl"
+    fit(path, tmp_path, epochs=1)
+    lines = fit(path, tmp_path, epochs=1, validation=0.25, task=ep.BPTTLightningModule(small_convolutional(), 3))
+    assert [line["watched"] for line in lines] == ["test", "held out"]
+    assert lines[1]["estimator"] == "BPTTLightningModule(3)"
+
+
+def test_an_interrupted_run_keeps_its_epochs(tmp_path):
+    class Interrupt(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    path = tmp_path / "results.jsonl"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(path, tmp_path, epochs=3, callbacks=[Interrupt()])
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1]
+
+
+def test_the_directory_is_checked():
+    with pytest.raises(ValueError, match="cannot make the directory"):
+        RecordErrors("/proc/nowhere/results.jsonl", "digits")
