@@ -62,7 +62,7 @@ class RecordErrors(L.Callback):
             "epoch": trainer.current_epoch + 1,
             "epochs": trainer.max_epochs,
             "error": round(100 * (1 - trainer.callback_metrics["val/accuracy"].item()), 3),
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 3),
             **_model(pl_module),
             **_data(trainer),
             **_environment(trainer),
