@@ -2,7 +2,7 @@
 
     python examples/figures.py agreement --data-dir DATA
 
-`agreement`, `pooling`, `memory`, `energy` and `raster`; the pictures, and the numbers in them, go to
+`agreement`, `pooling`, `memory`, `energy`, `raster` and `curves`; the pictures, and the numbers in them, go to
 examples/results/.
 """
 
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 import typer
 from matplotlib.figure import Figure
-from torch import Tensor
+from norse import torch as norse
+from torch import Tensor, nn
 
 import ep_plugin as ep
 from ep_plugin.models import convolutional_2c2fc
@@ -312,6 +314,62 @@ def raster(
         axes[4].plot(range(1, steps + 1), line, color=COLOURS[3] if k == y[image] else "0.7")
     axes[4].set(xlabel="step", ylabel="probability of each class", ylim=(0, 1.02))
     finish(figure, [axes[4]], [], output_dir, "raster")
+
+
+def rates(neuron: nn.Module, current: Tensor, steps: int = 1000) -> Tensor:
+    """How often each of the neurons fires in a step, under a steady current `[N, 1]`."""
+    state, total = None, torch.zeros_like(current)
+    for _ in range(steps):
+        if type(neuron).__module__.startswith("norse"):
+            spikes, state = neuron(current, state)
+        else:
+            spikes = neuron(current)
+        total += spikes
+    return total / steps
+
+
+@app.command()
+@torch.no_grad()
+def curves(output_dir: OutputDir = RESULTS) -> None:
+    """Steady rates of the originals beside the equilibria of the converted neurons."""
+    hidden = {"init_hidden": True}
+    neurons = {
+        "Leaky, beta = 1 (integrate and fire)": snn.Leaky(beta=1.0, reset_delay=False, **hidden),
+        "Leaky, beta = 0.9": snn.Leaky(beta=0.9, **hidden),
+        "Leaky, beta = 0.5": snn.Leaky(beta=0.5, **hidden),
+        "Leaky, beta = 0.9, reset to zero": snn.Leaky(beta=0.9, reset_mechanism="zero", **hidden),
+        "Synaptic, alpha = 0.5, beta = 0.9": snn.Synaptic(alpha=0.5, beta=0.9, **hidden),
+        "Norse IAFCell": norse.IAFCell(),
+        "Norse LIFBoxCell": norse.LIFBoxCell(),
+        "Norse LIFCell": norse.LIFCell(),
+    }
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = list(figure.subplots(2, 4, sharex=True, sharey=True).flat)
+    current, rows = torch.linspace(0, 1.5, 61).unsqueeze(1), []
+    for axis, (name, neuron) in zip(axes, neurons.items(), strict=True):
+        linear = nn.Linear(1, 1, bias=False)
+        linear.weight.fill_(1.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the conversion changes
+            model = ep.convert(nn.Sequential(linear, neuron), encoder="graded")
+        settled = model.relax(current).states[0]
+        # In units of the current at which the converted neuron saturates.
+        drive = current * (settled[1] / current[1])
+        own = rates(neuron, current)
+        axis.plot(drive, own, color=COLOURS[0], label="original's rate")
+        axis.plot(drive, settled, "--", color=COLOURS[3], label="converted")
+        axis.set_title(name, fontsize=9)
+        axis.set(xlim=(0, 1.5))
+        rows += [
+            {"neuron": name, "drive": d.item(), "rate": o.item(), "equilibrium": s.item()}
+            for d, o, s in zip(drive, own, settled, strict=True)
+        ]
+    for axis in axes[4:]:
+        axis.set_xlabel("steady drive over threshold")
+    for axis in axes[::4]:
+        axis.set_ylabel("spikes a step")
+    axes[0].legend(frameon=False, fontsize=8)
+    finish(figure, axes, rows, output_dir, "curves")
 
 
 if __name__ == "__main__":

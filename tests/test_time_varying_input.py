@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import perceptron
-from snntorch import spikegen
 from torch import nn
 
 import ep_plugin as ep
@@ -98,17 +97,12 @@ def test_what_does_not_fit_is_refused(shape, options, message):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_rate_coded_digits_are_learned(tmp_path):
     """snnTorch's own spike trains, through Lightning."""
-
-    class RateCoded(ep.DigitsDataModule):
-        def on_after_batch_transfer(self, batch, dataloader_idx):
-            x, y = batch
-            return spikegen.rate(x, num_steps=24), y
-
     net = ep.initialize_(small_convolutional())
     model = ep.convert(net, time_first=True, relaxation=ep.Relaxation(24), feedback=0.1)
     task = ep.EPLightningModule(model, lr=1e-2, schedule="cosine")
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=4, enable_model_summary=False, default_root_dir=tmp_path, **options)
-    trainer.fit(task, datamodule=RateCoded(batch_size=32))
-    (metrics,) = trainer.test(task, datamodule=RateCoded(batch_size=32), verbose=False)
+    data = ep.DigitsDataModule(batch_size=32, rate_coded=24)
+    trainer.fit(task, datamodule=data)
+    (metrics,) = trainer.test(task, datamodule=data, verbose=False)
     assert metrics["test/accuracy"] > 0.9

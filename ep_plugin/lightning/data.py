@@ -41,6 +41,9 @@ class _ImageDataModule(L.LightningDataModule):
             of them and watch the test images, by which no choice may then be made.
         augmentation: from one training image `[1, H, W]` to another, such as a transform of
             torchvision; it draws from PyTorch's global generator.
+        rate_coded: number of steps of spike trains `[T, B, 1, H, W]` that the images become, each
+            pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
+            for every batch; None leaves them as they are.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class _ImageDataModule(L.LightningDataModule):
         seed: int = 0,
         validation: float | str = 0.1,
         augmentation: Augmentation | None = None,
+        rate_coded: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = count("batch_size", batch_size)
@@ -60,6 +64,7 @@ class _ImageDataModule(L.LightningDataModule):
         ):
             raise ValueError(f'validation is {validation!r}; expected a share in (0, 1), or "test"')
         self.validation, self.augmentation = validation, augmentation
+        self.rate_coded = None if rate_coded is None else count("rate_coded", rate_coded)
         self._sets: dict[str, TensorDataset] = {}
 
     def load(self) -> tuple[Images, Images]:
@@ -80,6 +85,14 @@ class _ImageDataModule(L.LightningDataModule):
             "val": TensorDataset(*watched),
             "test": TensorDataset(*test),
         }
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        x, y = batch
+        if self.rate_coded is not None:
+            from snntorch import spikegen
+
+            x = spikegen.rate(x, num_steps=self.rate_coded)
+        return x, y
 
     def train_dataloader(self) -> DataLoader:
         shuffle = torch.Generator().manual_seed(self.seed)
@@ -120,8 +133,9 @@ class _TorchvisionDataModule(_ImageDataModule):
         download: bool = False,
         validation: float | str = 0.1,
         augmentation: Augmentation | None = None,
+        rate_coded: int | None = None,
     ) -> None:
-        super().__init__(batch_size, train_samples, seed, validation, augmentation)
+        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded)
         self.data_dir, self.download = Path(data_dir), download
         raw = self.data_dir / self.name / "raw"
         if not download and not (raw.is_dir() and any(raw.iterdir())):

@@ -82,3 +82,16 @@ def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeyp
     monkeypatch.setattr(ep.MNISTDataModule, "load", lambda self: calls.append(1))
     ep.MNISTDataModule(tmp_path, download=download).prepare_data()
     assert len(calls) == download
+
+
+def test_rate_coded_images_are_spikes_over_time():
+    data = ep.DigitsDataModule(batch_size=8, rate_coded=200)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    spikes, y = data.on_after_batch_transfer(batch, 0)
+    assert spikes.shape == (200, 8, 1, 8, 8)
+    assert set(spikes.unique().tolist()) == {0, 1}
+    assert torch.equal(y, batch[1])
+    torch.testing.assert_close(spikes.mean(0), batch[0], atol=0.2, rtol=0)
+    with pytest.raises(ValueError, match="rate_coded is 0"):
+        ep.DigitsDataModule(rate_coded=0)

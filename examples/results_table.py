@@ -1,4 +1,4 @@
-"""Prints the recorded results as the table in examples/README.md: `python examples/tabulate.py`."""
+"""Prints the recorded results as the table in examples/README.md: `python examples/results_table.py`."""
 
 import json
 from pathlib import Path
