@@ -108,7 +108,7 @@ def compare(
     """Trains EP and BPTT in turn and writes comparison.csv, history.csv and comparison.png.
 
     Args:
-        settings: by default digits.
+        settings: an `ep_plugin.comparison.Settings`; by default digits.
         output_dir: made if it is not there; files of an earlier run are replaced.
         on_epoch: called with the contender, the epoch (from 1) and the test accuracy.
 

@@ -71,7 +71,17 @@ class _Decoded:
 
 
 class SigmaDelta(_Decoded):
-    """Spikes whose sum follows the sum of the states: v = phi + r; q = 1[v > 1/2]; phi = v - q."""
+    """Spikes whose sum follows the sum of the states: v = phi + r; q = 1[v > 1/2]; phi = v - q.
+
+    Sigma-delta modulation, as O'Connor, Gavves, Welling (AISTATS 2019) have it.
+
+    Args:
+        rate, exponent: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the
+            steps; `rate` in (0, 1], `exponent` 0 or more.
+
+    Raises:
+        ValueError, TypeError: a value is out of its range.
+    """
 
     def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         return _quantise(membrane, membrane, before, self.step_size(time), maximum)
@@ -82,6 +92,13 @@ class PredictiveSigmaDelta(_Decoded):
     """Spikes whose trace follows the state: the quantiser is fed (r_t - (1 - lam) r_(t-1)) / lam.
 
     That is the signal which the decoder turns back into r (O'Connor et al. 2019).
+
+    Args:
+        rate, exponent: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the
+            steps; `rate` in (0, 1], `exponent` 0 or more.
+
+    Raises:
+        ValueError, TypeError: a value is out of its range.
     """
 
     rate: float = 0.6
@@ -94,7 +111,15 @@ class PredictiveSigmaDelta(_Decoded):
 
 
 class Bernoulli(_Decoded):
-    """Independent random spikes with probability r, from PyTorch's global generator."""
+    """Independent random spikes with probability r, from PyTorch's global generator.
+
+    Args:
+        rate, exponent: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the
+            steps; `rate` in (0, 1], `exponent` 0 or more.
+
+    Raises:
+        ValueError, TypeError: a value is out of its range.
+    """
 
     def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
         probability = membrane / maximum

@@ -24,7 +24,10 @@ class ImplicitDifferentiation:
 
     Args:
         tolerance: largest relative change of lambda in the last iteration, above 0.
-        max_steps: iterations after which a warning is given.
+        max_steps: iterations, 1 or more, after which a warning is given.
+
+    Raises:
+        ValueError, TypeError: a value is out of its range.
     """
 
     tolerance: float = 1e-12

@@ -33,17 +33,7 @@ class _Augmented(TensorDataset):
 class _ImageDataModule(L.LightningDataModule):
     """Training images (shuffled by `seed`, the last tenth of them held out for validation) and test images.
 
-    Args:
-        batch_size: images a batch, 1 or more.
-        train_samples: take only the first so many of the shuffled training images.
-        seed: of the shuffles.
-        validation: share of the training images that is held out, in (0, 1); or "test": train on all
-            of them and watch the test images, by which no choice may then be made.
-        augmentation: from one training image `[1, H, W]` to another, such as a transform of
-            torchvision; it draws from PyTorch's global generator.
-        rate_coded: number of steps of spike trains `[T, B, 1, H, W]` that the images become, each
-            pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
-            for every batch; None leaves them as they are.
+    The arguments are told in `DigitsDataModule`.
     """
 
     def __init__(
@@ -106,7 +96,25 @@ class _ImageDataModule(L.LightningDataModule):
 
 
 class DigitsDataModule(_ImageDataModule):
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, which come with it; a fifth of them for the test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, which come with it; a fifth of them for the test.
+
+    Batches are images `[B, 1, 8, 8]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        batch_size: images a batch, 1 or more.
+        train_samples: take only the first so many of the shuffled training images.
+        seed: of the shuffles.
+        validation: share of the training images that is held out, in (0, 1); or "test": train on all
+            of them and watch the test images, by which no choice may then be made.
+        augmentation: from one training image `[1, H, W]` to another, such as a transform of
+            torchvision; it draws from PyTorch's global generator.
+        rate_coded: number of steps of spike trains `[T, B, 1, H, W]` that the images become, each
+            pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
+            for every batch; None leaves them as they are.
+
+    Raises:
+        ValueError, TypeError: a number is out of its range.
+    """
 
     def load(self) -> tuple[Images, Images]:
         from sklearn.datasets import load_digits
@@ -120,8 +128,6 @@ class DigitsDataModule(_ImageDataModule):
 
 
 class _TorchvisionDataModule(_ImageDataModule):
-    """Args: `data_dir`, a directory in torchvision's layout; `download`, let torchvision fill it."""
-
     name: str
 
     def __init__(
@@ -162,8 +168,16 @@ class _TorchvisionDataModule(_ImageDataModule):
 class MNISTDataModule(_TorchvisionDataModule):
     """MNIST: 60,000 and 10,000 digits of 28 x 28 pixels.
 
+    Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        data_dir: a directory in torchvision's layout, which holds MNIST/raw.
+        download: let torchvision fetch the files into it.
+        batch_size, train_samples, seed, validation, augmentation, rate_coded: as in `DigitsDataModule`.
+
     Raises:
-        ValueError: `data_dir` does not hold the files and `download` is not set.
+        ValueError, TypeError: `data_dir` does not hold the files and `download` is not set, or a number
+            is out of its range.
     """
 
     name = "MNIST"
@@ -172,8 +186,16 @@ class MNISTDataModule(_TorchvisionDataModule):
 class FashionMNISTDataModule(_TorchvisionDataModule):
     """FashionMNIST: 60,000 and 10,000 pieces of clothing of 28 x 28 pixels.
 
+    Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        data_dir: a directory in torchvision's layout, which holds FashionMNIST/raw.
+        download: let torchvision fetch the files into it.
+        batch_size, train_samples, seed, validation, augmentation, rate_coded: as in `DigitsDataModule`.
+
     Raises:
-        ValueError: `data_dir` does not hold the files and `download` is not set.
+        ValueError, TypeError: `data_dir` does not hold the files and `download` is not set, or a number
+            is out of its range.
     """
 
     name = "FashionMNIST"

@@ -20,6 +20,10 @@ class Layer(nn.Module):
         gain: what the neuron makes of a steady input before it meets the threshold (a synapse that
             sums up its input): r = activation(gain * drive / threshold). A number above 0, or a tensor
             that broadcasts like the threshold. Fixed.
+
+    Raises:
+        ValueError: a threshold or gain is not above 0, the activation's name is unknown, or a learnable
+            threshold meets an activation without a potential.
     """
 
     threshold: Tensor
