@@ -221,12 +221,15 @@ def memory(output_dir: OutputDir = RESULTS) -> None:
             rows.append({"method": method, "steps": steps, "peak_mb": float(done.stdout)})
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    for colour, (method, own) in zip(
-        [COLOURS[3], COLOURS[1], COLOURS[0]], pd.DataFrame(rows).groupby("method"), strict=True
-    ):
+    table = pd.DataFrame(rows)
+    for method, colour in METHODS.items():
+        own = table[table.method == method]
         axis.plot(own.steps, own.peak_mb, color=colour, marker="o", label=method)
     axis.set(xlabel="time steps (EP: free steps, half as many nudged)", ylabel="peak memory above the start (MB)",
              xscale="log", yscale="log", title="2C2FC, a training step of 64 images")  # fmt: skip
+    axis.set_xticks(table.steps.unique(), table.steps.unique(), minor=False)
+    axis.set_yticks([50, 100, 200, 500, 1000], [50, 100, 200, 500, 1000])
+    axis.minorticks_off()
     axis.legend(frameon=False)
     finish(figure, [axis], rows, output_dir, "memory")
 
@@ -241,7 +244,7 @@ def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) ->
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = []
-    for encoder, style in {"graded": "-", "predictive": ":"}.items():
+    for encoder in ("graded", "predictive"):
         model.encoder = encoder
         with torch.no_grad():
             values, dynamics = model._values(x), model.dynamics()
@@ -254,13 +257,15 @@ def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) ->
             with torch.no_grad():
                 run(encoder, phase, dynamics, values, ready, neurons, sign * model.gradient.beta * direction,
                     free_steps, nudged_steps, rows)  # fmt: skip
-        table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    lowest = table.energy.min()
+    for encoder, style in {"graded": "-", "predictive": ":"}.items():
         for colour, (phase, own) in zip(COLOURS, table[table.encoder == encoder].groupby("phase"), strict=False):
-            left.plot(own.step, own.energy, style, color=colour, label=f"{encoder}, {phase}")
-            right.plot(own.step, own.residual, style, color=colour)
-    left.set(xlabel="step", ylabel="mean energy of a sample (without the cost)")
-    left.legend(frameon=False, fontsize=8)
+            left.plot(own.step, (own.energy - lowest).clip(lower=1e-3), style, color=colour)
+            right.plot(own.step, own.residual, style, color=colour, label=f"{encoder}, {phase}")
+    left.set(xlabel="step", ylabel="energy above the lowest (mean of samples,\nwithout the cost)", yscale="log")
     right.set(xlabel="step", ylabel="mean of the largest change of a state", yscale="log")
+    right.legend(frameon=False, fontsize=8, loc="lower left")
     finish(figure, [left, right], rows, output_dir, "energy")
 
 
