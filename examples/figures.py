@@ -138,7 +138,9 @@ def agreement(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS)
             for colour, layer in zip(COLOURS, LAYERS.values(), strict=True):
                 line = own[own.layer == layer]
                 axis.plot(line["at"], line.cosine, color=colour, marker="o", markersize=3.5, label=layer)
-            axis.set(xscale="log", xlabel=label, ylim=(min(0, table.cosine.min()), 1.03))
+            axis.set(xscale="log", xlabel=label, ylim=(min(0.5, table.cosine.min()), 1.02))
+            axis.set_xticks(own["at"].unique(), [f"{at:g}" for at in own["at"].unique()])
+            axis.minorticks_off()
             axis.set_title(ENCODERS[encoder], fontsize=10)
         axes[row][0].set_ylabel("cosine with BPTT through\nthe same dynamics")
     axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
