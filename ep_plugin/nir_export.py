@@ -32,6 +32,7 @@ from ep_plugin.shapes import input_shape as told_shape
 
 _MOST_SYNAPSES = 2**28  # of one matrix: 1 GiB in float32
 
+_PROBES = 32  # of whether a map is linear
 _BLOCK = 256  # columns of a matrix that are worked out at once
 
 Function = Callable[[Tensor], Tensor]
@@ -118,8 +119,11 @@ def _matrix(what: str, function: Function, shape: Sequence[int]) -> Matrix:
             "one matrix, and NIR has no transposed convolution for its feedback. Pool or stride more, or use fewer "
             "channels"
         )
-    a, b = torch.randn(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if not torch.allclose(function(a + b).flatten() + bias, (function(a) + function(b)).flatten()):
+    # Many probes, small and large: one pair may lie on the same side of every kink.
+    a, b = torch.randn(2, _PROBES, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    size = torch.logspace(-1, 2, _PROBES, dtype=torch.float64).view(-1, *[1] * len(shape))
+    a, b = size * a, size * b
+    if not torch.allclose(function(a + b).flatten(1) + bias, (function(a) + function(b)).flatten(1)):
         raise ValueError(
             f"{what} cannot be written: it is not linear, and NIR has no node for what it does. Use linear modules "
             "there (average in place of max pooling), or leave it out and compute it outside the graph"

@@ -196,3 +196,11 @@ def test_refusals(case):
     modules, options, shape, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         ep.to_nir(ep.convert(nn.Sequential(*modules), **options), shape)
+
+
+def test_what_is_not_linear_is_found_whatever_its_weights():
+    """A single probe may lie on one side of every kink."""
+    for seed in range(100):
+        torch.manual_seed(seed)
+        with pytest.raises(ValueError, match="the stem cannot be written"):
+            ep.to_nir(ep.convert(nn.Sequential(nn.Linear(4, 1), nn.ReLU(), NEURON)), (4,))
