@@ -30,12 +30,14 @@ class NeuronState(NamedTuple):
     residue: Tensor
 
 
+Encoded = tuple[NeuronState, Tensor | None]
+"""The new state, and the spikes (0 or 1); graded neurons have none."""
+
+
 class Encoder(Protocol):
     spiking: bool
 
-    def encode(
-        self, membrane: Tensor, before: NeuronState, time: int, maximum: float
-    ) -> tuple[NeuronState, Tensor | None]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> Encoded:
         """The new state and the spikes (0 or 1) of a neuron whose membrane has moved.
 
         `time` counts the steps from 1, on through the phases; `maximum` is what a spike stands for.
@@ -48,7 +50,7 @@ class Graded:
 
     spiking = False
 
-    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, None]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> Encoded:
         return NeuronState(membrane, membrane, before.residue), None
 
 
@@ -83,7 +85,7 @@ class SigmaDelta(_Decoded):
         ValueError, TypeError: a value is out of its range.
     """
 
-    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> Encoded:
         return _quantise(membrane, membrane, before, self.step_size(time), maximum)
 
 
@@ -103,7 +105,7 @@ class PredictiveSigmaDelta(_Decoded):
 
     rate: float = 0.6
 
-    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> Encoded:
         lam = self.step_size(time)
         # r_(t-1) + (r_t - r_(t-1)) / lam, the same in one pass
         signal = torch.lerp(before.membrane, membrane, 1 / lam)
@@ -121,7 +123,7 @@ class Bernoulli(_Decoded):
         ValueError, TypeError: a value is out of its range.
     """
 
-    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> tuple[NeuronState, Tensor]:
+    def encode(self, membrane: Tensor, before: NeuronState, time: int, maximum: float) -> Encoded:
         probability = membrane / maximum
         spikes = _Spike.apply(probability, torch.rand_like(probability))
         trace = torch.lerp(before.trace, spikes * maximum, self.step_size(time))

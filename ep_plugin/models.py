@@ -2,12 +2,45 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from ep_plugin.checks import chosen
+from ep_plugin.checks import chosen, positive
 from ep_plugin.initialization import initialize_
 
 POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std.
+
+    Args:
+        mean, std: of the pixels; `std` above 0.
+
+    Raises:
+        ValueError: `std` is not above 0.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = float(mean), positive("std", std)
+
+    def extra_repr(self) -> str:
+        return f"{self.mean:g}, {self.std:g}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class CentredWeight(nn.Module):
+    """A parametrisation (`torch.nn.utils.parametrize`) of a weight `[out, ...]`: what goes into an output sums to zero.
+
+    Spikes and rates lie in [0, 1], far from zero mean. What their mean adds to a drive is the loss's
+    steepest direction and limits the learning rate; without it the same training gets further.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight - weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
 
 
 def _neuron(leak: float) -> nn.Module:
@@ -28,6 +61,8 @@ def convolutional_2c2fc(
     gain: float | None = None,
     dropout: float = 0.0,
     pooling: str = "average",
+    normalize: tuple[float, float] | None = None,
+    centred: bool = False,
 ) -> nn.Sequential:
     """Two convolutions (5x5, pooling) and two linear layers, for `[B, 1, 28, 28]`.
 
@@ -39,17 +74,27 @@ def convolutional_2c2fc(
         gain: of `initialize_`; None keeps PyTorch's initialisation.
         dropout: share of the hidden layer's neurons that the readout does not see in training.
         pooling: "average" or "max".
+        normalize: mean and standard deviation of the images' pixels, which the net then takes off
+            and divides by; None leaves the images as they are.
+        centred: the weights into a neuron of the second and third layer sum to zero
+            (`CentredWeight`).
     """
     first, second = channels
     pool = chosen("pooling", pooling, POOLS)
     net = nn.Sequential(
+        *([] if normalize is None else [Normalize(*normalize)]),
         *(nn.Conv2d(1, first, 5), pool(2), _neuron(leak)),
         *(nn.Conv2d(first, second, 5), pool(2), _neuron(leak)),
         *(nn.Flatten(), nn.Linear(16 * second, hidden), _neuron(leak)),
         *([nn.Dropout(dropout)] if dropout else []),
         nn.Linear(hidden, classes),
     )
-    return _initialized(net, gain)
+    _initialized(net, gain)
+    if centred:
+        between = [m for m in net if isinstance(m, (nn.Conv2d, nn.Linear))][1:-1]
+        for module in between:
+            parametrize.register_parametrization(module, "weight", CentredWeight())
+    return net
 
 
 def small_convolutional(classes: int = 10, leak: float = 0.5) -> nn.Sequential:

@@ -35,8 +35,9 @@ def gradient_agreement(
         model: with the estimator in question as its `gradient`. Its `.grad`s are left alone.
         x, y: a batch and its targets.
         loss: (output, y) -> scalar.
-        reference: an estimator, for the same model with converged graded states; or another network
-            over the same parameters. By default `ImplicitDifferentiation()`.
+        reference: an estimator, for the same model with the same encoder and the same steps (the exact
+            ones take graded neurons and steps enough to converge: set them on the model); or another
+            network over the same parameters. By default `ImplicitDifferentiation()`.
 
     Returns:
         One `Agreement` a parameter, in the model's order; NaN where both gradients are zero.

@@ -1,5 +1,6 @@
 """Training modules: equilibrium propagation, and snnTorch's backpropagation through time."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -67,6 +68,16 @@ class _Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
 
+def _settings(model: ConvergentNetwork) -> dict[str, Any]:
+    """What the weights were made for, as plain data."""
+    return {
+        "encoder": repr(model.encoder),
+        "observe": model.observe,
+        "feedback": [round(float(g), 9) for g in model.feedback],
+        "steps": model.relaxation.steps,
+    }
+
+
 class EPLightningModule(_Classifier):
     """Trains a convergent network by the gradient estimator that it carries.
 
@@ -84,7 +95,10 @@ class EPLightningModule(_Classifier):
         schedule: of the learning rate: "constant", or "cosine" (to zero at the training's last step).
 
     Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
-    `loss`, `lr` and `optimizer` again if they were not the defaults.
+    `loss`, `lr` and `optimizer` again if they were not the defaults, and `convert` the options that
+    it had. A checkpoint keeps the encoder, what is observed, the feedback and the number of steps: a
+    model with another encoder or feedback, or with fewer steps, is another network on the same
+    weights, and loading it warns.
 
     Raises:
         ValueError, TypeError: an unknown loss or schedule, an `lr` that is not above 0, no ConvergentNetwork.
@@ -105,6 +119,21 @@ class EPLightningModule(_Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ep_plugin"] = _settings(self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        here = _settings(self.model)
+        saved = checkpoint.get("ep_plugin", here)
+        differing = [k for k, v in here.items() if (v < saved[k] if k == "steps" else v != saved[k])]
+        if differing:
+            told = "; ".join(f"{k} was {saved[k]} and is {here[k]}" for k in differing)
+            warnings.warn(
+                f"the checkpoint's network had other settings, so that its weights may do worse here: {told}. "
+                "Give ep.convert the same options if that is not meant",
+                stacklevel=2,
+            )
 
     def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output, equilibrium = self.model.infer(x)

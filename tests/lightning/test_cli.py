@@ -1,5 +1,6 @@
 """`ep-plugin fit`, `validate` and `test` from configurations."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,11 +10,13 @@ from typer.testing import CliRunner
 
 import ep_plugin as ep
 from ep_plugin.cli import app
+from ep_plugin.lightning.callbacks import RecordErrors
 from ep_plugin.lightning.cli import from_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+RECIPES = sorted((CONFIGS.parent / "recipes").glob("*.yaml"))
 DIGITS = ["--config", str(CONFIGS / "digits.yaml")]
 SHORT = ["--trainer.max_epochs=1", "--data.init_args.train_samples=64", "--trainer.accelerator=cpu"]
 
@@ -76,10 +79,39 @@ def test_bad_input_is_a_message_and_exit_code_2(arguments, message):
     assert "Traceback" not in done.output
 
 
+def pretend_data():
+    """What the data modules look for before any work."""
+    for name in ("MNIST", "FashionMNIST"):
+        raw = Path("data", name, "raw")
+        raw.mkdir(parents=True)
+        (raw / "train-images-idx3-ubyte").touch()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_name_themselves_and_make_a_model(recipe):
+    pretend_data()
+    made = from_arguments(["--config", str(recipe), "--trainer.accelerator=cpu"], run=False)
+    (record,) = [c for c in made.trainer.callbacks if isinstance(c, RecordErrors)]
+    assert (record.name, record.path) == (recipe.stem, Path("examples/results/results.jsonl"))
+    assert type(made.datamodule).__name__.lower().startswith(recipe.stem.split("-")[0])
+    x = torch.rand(2, 1, 28, 28)
+    if isinstance(made.model, ep.EPLightningModule) and made.model.model.time_first:
+        x = x.repeat(2, 1, 1, 1, 1)
+    assert made.model(x).shape == (2, 10)
+
+
+def test_an_encoder_of_ones_own_settings():
+    encoder = {"class_path": "ep_plugin.PredictiveSigmaDelta", "init_args": {"rate": 0.9, "exponent": 0.7}}
+    made = from_arguments(
+        [*DIGITS, "--model.init_args.model.init_args.encoder", json.dumps(encoder), "--trainer.accelerator=cpu"],
+        run=False,
+    )
+    assert isinstance(made.model, ep.EPLightningModule)
+    assert made.model.model.encoder == ep.PredictiveSigmaDelta(0.9, 0.7)
+
+
 def test_the_example_for_mnist():
-    raw = Path("data/MNIST/raw")
-    raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte").touch()
+    pretend_data()
     made = from_arguments(["--config", str(CONFIGS / "mnist.yaml"), "--trainer.accelerator=cpu"], run=False)
     assert isinstance(made.model, ep.EPLightningModule)
     model = made.model.model

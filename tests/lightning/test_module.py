@@ -110,6 +110,39 @@ def test_checkpoint_resume_and_load(tmp_path):
     assert_same(loaded.model, model)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("feedback", 0.9, r"feedback was \[.*\] and is \[0\.9"),
+        ("encoder", "graded", r"encoder was Pred.* and is Graded"),
+        ("observe", "trace", "observe was membrane and is trace"),
+        ("relaxation", ep.Relaxation(3), r"steps was \d+ and is 3"),
+    ],
+)
+def test_a_checkpoint_loaded_into_other_settings_warns(tmp_path, setting, value, told):
+    model, _ = make_model()
+    saved = ep.EPLightningModule(model)
+    path = tmp_path / "one.ckpt"
+    of_training = trainer(tmp_path)
+    of_training.strategy.connect(saved)
+    of_training.save_checkpoint(path)
+    other, _ = make_model()
+    setattr(other, setting, value)
+    with pytest.warns(UserWarning, match=told):
+        ep.EPLightningModule.load_from_checkpoint(path, model=other)
+
+
+@pytest.mark.filterwarnings("error:the checkpoint's network")
+def test_a_checkpoint_loaded_into_more_steps_is_silent(tmp_path):
+    model, _ = make_model()
+    saved = ep.EPLightningModule(model)
+    of_training = trainer(tmp_path)
+    of_training.strategy.connect(saved)
+    of_training.save_checkpoint(tmp_path / "one.ckpt")
+    model.relaxation = ep.Relaxation(model.relaxation.steps + 1)
+    ep.EPLightningModule.load_from_checkpoint(tmp_path / "one.ckpt", model=model)
+
+
 def test_validate_and_test_under_inference_mode(tmp_path):
     model, net = make_model()
     for task in (ep.EPLightningModule(model), ep.BPTTLightningModule(net, 5)):
