@@ -39,7 +39,7 @@ class Settings:
     seed: int = 0
     num_steps: int = 25
     lr: float | None = None
-    feedback: float = 0.1
+    feedback: float = 0.05
 
     def __post_init__(self) -> None:
         chosen("data", self.data, DATA)

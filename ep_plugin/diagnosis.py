@@ -157,8 +157,8 @@ def _about_gradients(found: Diagnosis) -> Iterator[str]:
     if off := [own.name for own, graded in weights if not graded.cosine >= _COSINE]:
         yield (
             f"EP's gradient does not point where BPTT's does, with and without spikes (cosine below {_COSINE}), in "
-            f"{', '.join(off)}. Use a smaller beta, which keeps more neurons off their bounds, more steps of both "
-            "phases, or larger weights (ep_plugin.initialize_)"
+            f"{', '.join(off)}. Use a smaller feedback, if the weights are trained ones, a smaller beta, which keeps "
+            "more neurons off their bounds, more steps of both phases, or larger weights (ep_plugin.initialize_)"
         )
     if noisy := [own.name for own, graded in weights if not own.cosine >= _COSINE and graded.cosine >= _COSINE]:
         yield (

@@ -26,7 +26,7 @@ def main(
     cli.model.load_state_dict(state)
     described = cli.config["model"]["init_args"]["model"]["init_args"]
     net = {name: list(v) if isinstance(v, tuple) else v for name, v in described["net"]["init_args"].items()}
-    save(cli.model.model, net, described["encoder"], output)
+    save(cli.model.model, net, output)
     print(f"wrote {output}: {output.stat().st_size / 2**20:.1f} MB")
 
 

@@ -118,3 +118,11 @@ def test_layers_in_any_order():
     model, x = by_hand([(3, 4), (1, 3), (0, 2), (2, 1)], (8, 7, 6, 5, 4))
     model(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [(1, ()), (2, (0.05,)), (3, (0.05, 0.05)), (4, (0.126,) * 3)])
+def test_feedback_where_none_is_asked_for(hidden, expected):
+    layers = [ep.Layer() for _ in range(hidden)]
+    connections = [ep.Connection(nn.Linear(3, 3), l, l + 1) for l in range(hidden - 1)]
+    model = ep.ConvergentNetwork(nn.Linear(3, 3), layers, connections, None)
+    assert model.feedback == pytest.approx(expected, abs=1e-3)

@@ -13,14 +13,16 @@ NAMES = sorted(weights.PRETRAINED)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    net = {"channels": [3, 4], "hidden": 6, "dropout": 0.5}
+    net = {"channels": [3, 4], "hidden": 6, "dropout": 0.5, "normalize": [0.1, 0.3], "centred": True}
     relaxation = ep.Relaxation(7, step_size=0.6)
+    encoder = ep.SigmaDelta(rate=0.9, exponent=0.6)
     model = ep.convert(
-        convolutional_2c2fc(**net), encoder="sigma_delta", observe="trace", feedback=[0.2, 0.3], relaxation=relaxation
+        convolutional_2c2fc(**net), encoder=encoder, observe="trace", feedback=[0.2, 0.3], relaxation=relaxation
     )
-    weights.save(model, net, "sigma_delta", tmp_path / "net.pt")
+    weights.save(model, net, tmp_path / "net.pt")
     loaded = weights.load(tmp_path / "net.pt")
     assert not loaded.training
+    assert loaded.encoder == encoder
     assert (loaded.observe, loaded.feedback, loaded.relaxation) == ("trace", (0.2, 0.3), relaxation)
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(loaded(x), model.eval()(x))

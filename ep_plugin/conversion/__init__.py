@@ -26,7 +26,7 @@ def convert(
     encoder: str | Encoder = "predictive",
     activation: str | Activation | Elementwise = "hard_sigmoid",
     observe: str = "membrane",
-    feedback: float | Sequence[float] = 0.15,
+    feedback: float | Sequence[float] | None = None,
     relaxation: Relaxation | None = None,
     gradient: GradientEstimator | None = None,
     pooling: str = "error",

@@ -51,7 +51,7 @@ class EquilibriumPropagation:
         ValueError, TypeError: a value is out of its range.
     """
 
-    beta: float = 3.0
+    beta: float = 5.0
     steps: int = 8
     nudging: str = "symmetric"
 

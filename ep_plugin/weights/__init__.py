@@ -8,6 +8,7 @@ import torch
 
 from ep_plugin.checks import chosen
 from ep_plugin.conversion import ConversionWarning, convert
+from ep_plugin.encoders import ENCODERS
 from ep_plugin.models import convolutional_2c2fc
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.relaxation import Relaxation
@@ -42,7 +43,7 @@ def load(path: Path) -> ConvergentNetwork:
         warnings.simplefilter("ignore", ConversionWarning)
         model = convert(
             convolutional_2c2fc(**saved["net"]),
-            encoder=saved["encoder"],
+            encoder=ENCODERS[saved["encoder"]](**saved["encoder_settings"]),
             observe=saved["observe"],
             feedback=saved["feedback"],
             relaxation=Relaxation(**saved["relaxation"]),
@@ -51,13 +52,15 @@ def load(path: Path) -> ConvergentNetwork:
     return model.eval()
 
 
-def save(model: ConvergentNetwork, net: dict[str, Any], encoder: str, path: Path) -> None:
+def save(model: ConvergentNetwork, net: dict[str, Any], path: Path) -> None:
     """Writes the weights of a converted `convolutional_2c2fc(**net)`, and how it infers, as plain data."""
-    relaxation = model.relaxation
+    relaxation, encoder = model.relaxation, model.encoder
+    (name,) = (name for name, kind in ENCODERS.items() if type(encoder) is kind)
     torch.save(
         {
             "net": net,
-            "encoder": encoder,
+            "encoder": name,
+            "encoder_settings": vars(encoder).copy(),
             "observe": model.observe,
             "feedback": list(model.feedback),
             "relaxation": {"steps": relaxation.steps, "step_size": relaxation.step_size, "order": relaxation.order},

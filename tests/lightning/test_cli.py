@@ -115,7 +115,7 @@ def test_the_example_for_mnist():
     made = from_arguments(["--config", str(CONFIGS / "mnist.yaml"), "--trainer.accelerator=cpu"], run=False)
     assert isinstance(made.model, ep.EPLightningModule)
     model = made.model.model
-    assert model.gradient == ep.EquilibriumPropagation(3.0, 8)
+    assert model.gradient == ep.EquilibriumPropagation(5.0, 8)
     assert model.relaxation == ep.Relaxation(15)
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     kinds = {type(callback) for callback in made.trainer.callbacks}
