@@ -59,7 +59,8 @@ class ConvergentNetwork(nn.Module):
             steps, and the nudged phases the last of them again. What the theory promises holds for a
             constant input. Here neurons follow the frames as far as they can, and the gradient is
             that of states averaged over the last half of a phase under the frames' mean drive: good
-            for rate codes, whose mean is the message, and not for codes of single spikes' times.
+            for rate codes, whose mean is the message, and not for codes of single spikes' times, unless
+            pixels stay on after their spike: `spikegen.latency(..., clip=True).cumsum(0)`.
 
     `encoder`, `observe`, `feedback`, `relaxation` and `gradient` can be set at any time.
 

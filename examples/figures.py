@@ -131,7 +131,7 @@ def agreement(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS)
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 3, sharey=True)
     for row, (over, label) in enumerate(
-        {"steps": "free steps (half as many nudged, beta 3)", "beta": "beta (30 free, 15 nudged steps)"}.items()
+        {"steps": "free steps (half as many nudged, beta 5)", "beta": "beta (30 free, 15 nudged steps)"}.items()
     ):
         for axis, encoder in zip(axes[row], ENCODERS, strict=True):
             own = table[(table.over == over) & (table.encoder == encoder)]

@@ -2,9 +2,11 @@
 
 import lightning as L
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from problems import perceptron
+from snntorch import spikegen
 from torch import nn
 
 import ep_plugin as ep
@@ -92,6 +94,42 @@ def test_what_does_not_fit_is_refused(shape, options, message):
     model.time_first, model.relaxation = True, options.get("relaxation", ep.Relaxation(6))
     with pytest.raises(ValueError, match=message):
         model(torch.rand(shape))
+
+
+def latencies(x):
+    """Pixels that come on, the earlier the brighter, and stay, `[T, B, 1, H, W]`; black ones never do."""
+    return spikegen.latency(x, num_steps=12, normalize=True, linear=True, clip=True, threshold=0.05).cumsum(0)
+
+
+def events(x):
+    """A camera's, `[T, B, 2, H, W]`: what becomes brighter and what darker as the image moves along."""
+    moving = torch.stack([x.roll(t, -1) for t in range(13)])
+    change = moving.diff(dim=0)
+    return torch.cat([change > 0.3, change < -0.3], dim=2).float()
+
+
+@pytest.mark.parametrize(("code", "channels"), [(latencies, 1), (events, 2)])
+def test_other_spike_trains_are_followed_and_learned(code, channels):
+    """The loss falls by half in 100 steps; what no theory promises is only tried."""
+    data = ep.DigitsDataModule()
+    (x, y), _ = data.load()
+    net = nn.Sequential(
+        nn.Conv2d(channels, 12, 3), snn.Leaky(beta=0.9, init_hidden=True), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(108, 64), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(64, 10),
+    )  # fmt: skip
+    model = ep.convert(ep.initialize_(net, 4.0), time_first=True, relaxation=ep.Relaxation(24))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for batch in torch.randperm(len(x)).repeat(6).split(64)[:100]:
+        frames = code(x[batch])
+        assert frames.shape == (12, len(batch), channels, 8, 8)
+        loss = F.cross_entropy(model(frames), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    print(f"\n{code.__name__}: loss {losses[0]:.2f} -> {sum(losses[-5:]) / 5:.2f}", end="")
+    assert sum(losses[-5:]) / 5 <= losses[0] / 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
