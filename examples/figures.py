@@ -176,6 +176,8 @@ def pooling(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) -
     for (encoder, pool), own in lines.groupby(["encoder", "pooling"]):
         left.plot(own.batch, own.error, styles[encoder], color=colours[pool], label=f"{encoder}, {pool} pooling")
     left.set(xlabel="batches of 64", ylabel="error on 2,000 test images (%)", yscale="log")
+    left.minorticks_off()
+    left.set_yticks([3, 5, 10, 20], ["3", "5", "10", "20"])
     left.legend(frameon=False, fontsize=8)
     for k, ((encoder, pool), own) in enumerate(bars.groupby(["encoder", "pooling"])):
         places = [l + 0.2 * k - 0.3 for l in range(len(LAYERS))]
@@ -240,8 +242,9 @@ def memory(output_dir: OutputDir = RESULTS) -> None:
 def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) -> None:
     """Energy and residual of graded and spiking states over a free and the two nudged phases."""
     data = ep.MNISTDataModule(data_dir)
-    model = trained(data)
+    model = trained(data).double()  # the last of the energy's fall is below float32's rounding
     x, y = next(iter(batches(ep.MNISTDataModule(data_dir, seed=1), 1)))
+    x = x.double()
     free_steps, nudged_steps = 30, 15
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -263,7 +266,7 @@ def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) ->
     lowest = table.energy.min()
     for encoder, style in {"graded": "-", "predictive": ":"}.items():
         for colour, (phase, own) in zip(COLOURS, table[table.encoder == encoder].groupby("phase"), strict=False):
-            left.plot(own.step, (own.energy - lowest).clip(lower=1e-3), style, color=colour)
+            left.plot(own.step, (own.energy - lowest).clip(lower=1e-9), style, color=colour)
             right.plot(own.step, own.residual, style, color=colour, label=f"{encoder}, {phase}")
     left.set(xlabel="step", ylabel="energy above the lowest (mean of samples,\nwithout the cost)", yscale="log")
     right.set(xlabel="step", ylabel="mean of the largest change of a state", yscale="log")
