@@ -35,8 +35,8 @@ class Normalize(nn.Module):
 class CentredWeight(nn.Module):
     """A parametrisation (`torch.nn.utils.parametrize`) of a weight `[out, ...]`: what goes into an output sums to zero.
 
-    Spikes and rates lie in [0, 1], far from zero mean. What their mean adds to a drive is the loss's
-    steepest direction and limits the learning rate; without it the same training gets further.
+    Spikes and rates lie in [0, 1], far from zero mean; so what all inputs have in common adds nothing
+    to a drive.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
