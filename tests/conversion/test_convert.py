@@ -104,6 +104,7 @@ def test_max_pooling_is_a_choice():
 
 
 # Layers between neurons: 4 channels and a place of 6 (x 6 x 6) in.
+torch.manual_seed(0)  # the modules draw their weights here, before any test seeds them
 LAYERS = {
     "conv1d": (1, [nn.Conv1d(4, 3, 3)]),
     "conv3d": (3, [nn.Conv3d(4, 3, 3, stride=2, padding=1)]),
