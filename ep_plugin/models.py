@@ -11,27 +11,6 @@ from ep_plugin.initialization import initialize_
 POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std.
-
-    Args:
-        mean, std: of the pixels; `std` above 0.
-
-    Raises:
-        ValueError: `std` is not above 0.
-    """
-
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = float(mean), positive("std", std)
-
-    def extra_repr(self) -> str:
-        return f"{self.mean:g}, {self.std:g}"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
 class CentredWeight(nn.Module):
     """A parametrisation (`torch.nn.utils.parametrize`) of a weight `[out, ...]`: what goes into an output sums to zero.
 
@@ -47,6 +26,12 @@ def _neuron(leak: float) -> nn.Module:
     import snntorch as snn
 
     return snn.Leaky(beta=leak, init_hidden=True)
+
+
+def _normalize(mean: float, std: float) -> nn.Module:
+    from torchvision.transforms import v2
+
+    return v2.Normalize([mean], [positive("std", std)])
 
 
 def _initialized(net: nn.Sequential, gain: float | None) -> nn.Sequential:
@@ -78,11 +63,14 @@ def convolutional_2c2fc(
             and divides by; None leaves the images as they are.
         centred: the weights into a neuron of the second and third layer sum to zero
             (`CentredWeight`).
+
+    Raises:
+        ValueError: a pooling that is not there, or a standard deviation that is not above 0.
     """
     first, second = channels
     pool = chosen("pooling", pooling, POOLS)
     net = nn.Sequential(
-        *([] if normalize is None else [Normalize(*normalize)]),
+        *([] if normalize is None else [_normalize(*normalize)]),
         *(nn.Conv2d(1, first, 5), pool(2), _neuron(leak)),
         *(nn.Conv2d(first, second, 5), pool(2), _neuron(leak)),
         *(nn.Flatten(), nn.Linear(16 * second, hidden), _neuron(leak)),

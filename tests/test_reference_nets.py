@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 
 import ep_plugin as ep
-from ep_plugin.models import CentredWeight, Normalize, convolutional_2c2fc
+from ep_plugin.models import CentredWeight, convolutional_2c2fc
 
 
-def test_normalize_has_zero_mean_and_unit_deviation():
+def test_normalized_images_have_zero_mean_and_unit_deviation():
     x = torch.rand(5, 1, 28, 28)
-    y = Normalize(x.mean().item(), x.std().item())(x)
+    normalize = convolutional_2c2fc(normalize=(x.mean().item(), x.std().item()))[0]
+    y = normalize(x)
     assert y.mean().abs() < 1e-5
     assert abs(y.std() - 1) < 1e-5
 

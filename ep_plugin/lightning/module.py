@@ -171,6 +171,9 @@ class BPTTLightningModule(_Classifier):
     ) -> None:
         super().__init__(loss, lr, optimizer, schedule)
         self.net, self.num_steps = net, count("num_steps", num_steps)
+        for parameter in net.parameters():
+            if parameter.dim() == 4:  # the faster layout for convolutions; `contiguous` would skip one input channel
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         self.neurons = [m for m in net.modules() if isinstance(m, snn.SpikingNeuron)]
         for neuron in self.neurons:
             if not neuron.init_hidden:
