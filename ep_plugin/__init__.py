@@ -8,21 +8,30 @@ who needs them.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the same names, for type checkers and editors
+if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compares the two lists
+    from ep_plugin.analysis.agreement import Agreement as Agreement
+    from ep_plugin.analysis.agreement import gradient_agreement as gradient_agreement
+    from ep_plugin.comparison import ComparisonSettings as ComparisonSettings
     from ep_plugin.comparison import compare as compare
-    from ep_plugin.connections import Connection as Connection
+    from ep_plugin.conversion import ConversionWarning as ConversionWarning
     from ep_plugin.conversion import convert as convert
-    from ep_plugin.encoders import Bernoulli as Bernoulli
-    from ep_plugin.encoders import Graded as Graded
-    from ep_plugin.encoders import PredictiveSigmaDelta as PredictiveSigmaDelta
-    from ep_plugin.encoders import SigmaDelta as SigmaDelta
-    from ep_plugin.gradients.agreement import gradient_agreement as gradient_agreement
-    from ep_plugin.gradients.backprop_through_time import BackpropThroughTime as BackpropThroughTime
-    from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
-    from ep_plugin.gradients.implicit_differentiation import (
-        ImplicitDifferentiation as ImplicitDifferentiation,
-    )
+    from ep_plugin.dynamics.activations import Activation as Activation
+    from ep_plugin.dynamics.deviations import Deviations as Deviations
+    from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta as AdaptiveDelta
+    from ep_plugin.dynamics.encoders.binary import Bernoulli as Bernoulli
+    from ep_plugin.dynamics.encoders.binary import PredictiveSigmaDelta as PredictiveSigmaDelta
+    from ep_plugin.dynamics.encoders.binary import SigmaDelta as SigmaDelta
+    from ep_plugin.dynamics.encoders.graded import Graded as Graded
+    from ep_plugin.dynamics.layer import Layer as Layer
+    from ep_plugin.dynamics.relaxation import Equilibrium as Equilibrium
+    from ep_plugin.dynamics.relaxation import Relaxation as Relaxation
+    from ep_plugin.dynamics.relaxation import Trajectory as Trajectory
+    from ep_plugin.estimators.backprop_through_time import BackpropThroughTime as BackpropThroughTime
+    from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
+    from ep_plugin.estimators.full_phases import FullPhaseEP as FullPhaseEP
+    from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation as ImplicitDifferentiation
     from ep_plugin.initialization import initialize_ as initialize_
+    from ep_plugin.lightning.callbacks import FewStepsFirst as FewStepsFirst
     from ep_plugin.lightning.callbacks import RecordErrors as RecordErrors
     from ep_plugin.lightning.data import DigitsDataModule as DigitsDataModule
     from ep_plugin.lightning.data import FashionMNISTDataModule as FashionMNISTDataModule
@@ -32,55 +41,56 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
     from ep_plugin.lightning.monitors import GradientMonitor as GradientMonitor
     from ep_plugin.lightning.monitors import SpikeMonitor as SpikeMonitor
+    from ep_plugin.linear.base import LinearMap as LinearMap
+    from ep_plugin.linear.base import register_linear as register_linear
+    from ep_plugin.linear.connection import Connection as Connection
     from ep_plugin.network import ConvergentNetwork as ConvergentNetwork
-    from ep_plugin.neurons.activations import Activation as Activation
-    from ep_plugin.neurons.layer import Layer as Layer
     from ep_plugin.neurons.norse import ConvergentLIFBoxCell as ConvergentLIFBoxCell
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
-    from ep_plugin.nir_export import to_nir as to_nir
+    from ep_plugin.nir import to_nir as to_nir
     from ep_plugin.profiling import profile as profile
-    from ep_plugin.relaxation import Equilibrium as Equilibrium
-    from ep_plugin.relaxation import Relaxation as Relaxation
-    from ep_plugin.weights import pretrained as pretrained
+    from ep_plugin.trained import pretrained as pretrained
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Activation": "neurons.activations",
-    "BPTTLightningModule": "lightning.module",
-    "BackpropThroughTime": "gradients.backprop_through_time",
-    "Bernoulli": "encoders",
-    "Connection": "connections",
-    "ConvergentLIFBoxCell": "neurons.norse",
-    "ConvergentLeaky": "neurons.snntorch",
-    "ConvergentNetwork": "network",
-    "DigitsDataModule": "lightning.data",
-    "EPLightningModule": "lightning.module",
-    "Equilibrium": "relaxation",
-    "EquilibriumMonitor": "lightning.monitors",
-    "EquilibriumPropagation": "gradients.equilibrium_propagation",
-    "FashionMNISTDataModule": "lightning.data",
-    "Graded": "encoders",
-    "GradientMonitor": "lightning.monitors",
-    "ImplicitDifferentiation": "gradients.implicit_differentiation",
-    "Layer": "neurons.layer",
-    "MNISTDataModule": "lightning.data",
-    "PredictiveSigmaDelta": "encoders",
-    "RecordErrors": "lightning.callbacks",
-    "Relaxation": "relaxation",
-    "SigmaDelta": "encoders",
-    "SpikeMonitor": "lightning.monitors",
-    "compare": "comparison",
-    "convert": "conversion",
-    "gradient_agreement": "gradients.agreement",
-    "initialize_": "initialization",
-    "pretrained": "weights",
-    "profile": "profiling",
-    "to_nir": "nir_export",
+_HOMES = {
+    "analysis.agreement": ("Agreement", "gradient_agreement"),
+    "comparison": ("ComparisonSettings", "compare"),
+    "conversion": ("ConversionWarning", "convert"),
+    "dynamics.activations": ("Activation",),
+    "dynamics.deviations": ("Deviations",),
+    "dynamics.encoders.adaptive_delta": ("AdaptiveDelta",),
+    "dynamics.encoders.binary": ("Bernoulli", "PredictiveSigmaDelta", "SigmaDelta"),
+    "dynamics.encoders.graded": ("Graded",),
+    "dynamics.layer": ("Layer",),
+    "dynamics.relaxation": ("Equilibrium", "Relaxation", "Trajectory"),
+    "estimators.backprop_through_time": ("BackpropThroughTime",),
+    "estimators.equilibrium_propagation": ("EquilibriumPropagation",),
+    "estimators.full_phases": ("FullPhaseEP",),
+    "estimators.implicit_differentiation": ("ImplicitDifferentiation",),
+    "initialization": ("initialize_",),
+    "lightning.callbacks": ("FewStepsFirst", "RecordErrors"),
+    "lightning.data": ("DigitsDataModule", "FashionMNISTDataModule", "MNISTDataModule"),
+    "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
+    "lightning.monitors": ("EquilibriumMonitor", "GradientMonitor", "SpikeMonitor"),
+    "linear.base": ("LinearMap", "register_linear"),
+    "linear.connection": ("Connection",),
+    "network": ("ConvergentNetwork",),
+    "neurons.norse": ("ConvergentLIFBoxCell",),
+    "neurons.snntorch": ("ConvergentLeaky",),
+    "nir": ("to_nir",),
+    "profiling": ("profile",),
+    "trained": ("pretrained",),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_SUBMODULES = ("analysis", "conversion", "dynamics", "estimators", "lightning", "linear", "models", "neurons")
+
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -89,4 +99,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_SUBMODULES})

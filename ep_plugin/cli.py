@@ -1,15 +1,20 @@
 """The command line."""
 
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from torch.nn import Module
 
-    from ep_plugin.diagnosis import Diagnosis
+    from ep_plugin.analysis.diagnosis import Diagnosis
+    from ep_plugin.dynamics.encoders import EncoderName
+    from ep_plugin.estimators.estimator import GradientEstimator
     from ep_plugin.network import ConvergentNetwork
     from ep_plugin.profiling import Profile
 
@@ -34,11 +39,16 @@ def compare(
         "data"
     ),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    train_samples: Annotated[int | None, typer.Option(help="Train on so many images only.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    train_samples: Annotated[
+        int | None, typer.Option(help="Use only the first N training images.", show_default="all")
+    ] = None,
     encoder: Annotated[
-        str, typer.Option(help="What EP's neurons send: predictive, sigma_delta, bernoulli or graded.")
-    ] = "predictive",
+        str,
+        typer.Option(
+            help="What EP's neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
+        ),
+    ] = "adaptive_delta",
     seed: Annotated[int, typer.Option(help="Of the weights and the order of the images.")] = 0,
     output_dir: Annotated[Path, typer.Option(help="Where comparison.csv, history.csv and comparison.png go.")] = Path(
         "ep-plugin-compare"
@@ -46,8 +56,8 @@ def compare(
 ) -> None:
     """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
 
-    Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds an
-    epoch, peak memory above the start and spikes an inference. Ctrl-C keeps what has finished.
+    Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds per
+    epoch, peak memory above the start and spikes per inference. Ctrl-C keeps what has finished.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -60,7 +70,9 @@ def compare(
         TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn(), console=console,
     ) as progress:  # fmt: skip
         try:
-            settings = comparison.Settings(data, data_dir, epochs, batch_size, train_samples, encoder, seed)
+            settings = comparison.ComparisonSettings(
+                data, data_dir, epochs, batch_size, train_samples, cast("EncoderName", encoder), seed
+            )
             tasks = {
                 name: progress.add_task(name, total=epochs, accuracy="", start=False) for name in comparison.CONTENDERS
             }
@@ -88,10 +100,20 @@ def compare(
 @app.command()
 def profile(
     model: Annotated[str, typer.Option(help="2c2fc, perceptron or digits.")] = "2c2fc",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     encoder: Annotated[
-        str, typer.Option(help="What the neurons send: predictive, sigma_delta, bernoulli or graded.")
-    ] = "predictive",
+        str,
+        typer.Option(
+            help="What the neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
+        ),
+    ] = "adaptive_delta",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="Where the gradient comes from: ep, full (EP with two full phases), bptt (through the same dynamics) "
+            "or implicit (differentiation)."
+        ),
+    ] = "ep",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Products in bfloat16, by autocast.")] = False,
     repeats: Annotated[int, typer.Option(help="Training steps that are timed.")] = 10,
 ) -> None:
@@ -104,16 +126,17 @@ def profile(
     import torch
     from rich.console import Console
 
-    from ep_plugin.checks import chosen, count
     from ep_plugin.conversion import ConversionWarning, convert
     from ep_plugin.models import REFERENCE_NETS
     from ep_plugin.profiling import profile as measure
+    from ep_plugin.validation import chosen, count
 
     warnings.filterwarnings("ignore", category=ConversionWarning)
     try:
         make, shape = chosen("model", model, REFERENCE_NETS)
         count("batch_size", batch_size)
-        network = convert(make(), encoder=encoder)
+        gradient = chosen("estimator", estimator, _estimators())
+        network = convert(make(), encoder=cast("EncoderName", encoder), estimator=gradient())
         x, y = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             result = measure(network, x, y, repeats=repeats)
@@ -124,12 +147,26 @@ def profile(
     console.print(_profile_table(result))
     precision = ", products in bfloat16" if bfloat16 else ""
     console.print(
-        f"A training step of {model}, batch {batch_size}, {encoder} encoder{precision}, "
-        f"{torch.get_num_threads()} threads: {1e3 * result.seconds:.1f} ms (median); "
+        f"A training step of {model}, batch {batch_size}, {encoder} encoder, {type(network.estimator).__name__}"
+        f"{precision}, {torch.get_num_threads()} threads: {1e3 * result.seconds:.1f} ms (median); "
         f"{1e3 * result.profiled:.1f} ms with the clock read at every part. "
         "0 -> 1: the connection from layer 0 to layer 1; down: its adjoint.",
         style="dim",
     )
+
+
+def _estimators() -> "dict[str, Callable[[], GradientEstimator]]":
+    from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
+    from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
+    from ep_plugin.estimators.full_phases import FullPhaseEP
+    from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
+
+    return {
+        "ep": EquilibriumPropagation,
+        "full": FullPhaseEP,
+        "bptt": BackpropThroughTime,
+        "implicit": ImplicitDifferentiation,
+    }
 
 
 @app.command()
@@ -151,25 +188,25 @@ def check(
     import torch
     from rich.console import Console
 
-    from ep_plugin import diagnosis
-    from ep_plugin.checks import count
+    from ep_plugin.analysis.diagnosis import diagnose
+    from ep_plugin.loading import load_net, random_batch
     from ep_plugin.network import ConvergentNetwork
-    from ep_plugin.shapes import input_shape
+    from ep_plugin.validation import count, input_shape
 
     console = Console()
     try:
         sizes = None if shape is None else _sizes(shape)
         count("batch_size", batch_size)
         torch.manual_seed(seed)
-        given = diagnosis.load_net(net)
+        given = load_net(net)
         model = given if isinstance(given, ConvergentNetwork) else _converted(given, console)
         model.eval()
-        x, y = diagnosis.random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
-        found = diagnosis.diagnose(model, x, y)
+        x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
+        found = diagnose(model, x, y)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
-    for table in _diagnosis_tables(found, model.relaxation.steps):
+    for table in _diagnosis_tables(found, model.steps[0]):
         console.print(table)
     for advice in found.advice:
         console.print(f"- {advice}.", style="bold", markup=False, highlight=False)
@@ -190,14 +227,14 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
 
     from ep_plugin.conversion import ConversionWarning, convert
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ConversionWarning)
         try:
             model = convert(net)
         except (ValueError, TypeError) as error:
             typer.echo(f"ep-plugin: it does not convert: {error}", err=True)
             raise typer.Exit(1) from None
-    for warning in (w for w in told if issubclass(w.category, UserWarning)):
+    for warning in (w for w in warned if issubclass(w.category, UserWarning)):
         console.print(f"{warning.message}.", style="dim", markup=False, highlight=False)
     return model
 
@@ -206,14 +243,14 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
 def evaluate(
     name: Annotated[str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc.")],
     data_dir: Annotated[Path, typer.Option(help="Where the images lie, in torchvision's layout.")] = Path("data"),
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 250,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
 ) -> None:
     """Measure the test error of a network that comes trained with the package."""
     import torch
 
-    from ep_plugin.checks import chosen
     from ep_plugin.lightning import data
-    from ep_plugin.weights import PRETRAINED, pretrained
+    from ep_plugin.trained import PRETRAINED, pretrained
+    from ep_plugin.validation import chosen
 
     try:
         images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
@@ -225,13 +262,13 @@ def evaluate(
     wrong = spikes = seen = 0.0
     with torch.no_grad():
         for x, y in images.test_dataloader():
-            output, equilibrium = model.infer(x)
+            output, equilibrium = model(x, return_equilibrium=True)
             wrong += (output.argmax(1) != y).sum().item()
             assert equilibrium.spikes is not None  # none of these networks is graded
             spikes += equilibrium.spikes.sum().item()
             seen += len(y)
     typer.echo(
-        f"{name}: test error {100 * wrong / seen:.2f} % of {seen:,.0f} images, {spikes / seen:,.0f} spikes an "
+        f"{name}: test error {100 * wrong / seen:.2f} % of {seen:,.0f} images, {spikes / seen:,.0f} spikes per "
         f"inference, readout from the {model.observe}s"
     )
 
@@ -273,15 +310,16 @@ def _diagnosis_tables(found: "Diagnosis", free: int) -> list[object]:
         return made
 
     settling = table(
-        "Does it settle? Largest change of a state", "steps", "graded, in a step", "as it is, of the means"
+        "Does it settle? Largest difference between what a neuron's drive asks for and what its neighbours know",
+        *("steps", "graded", "as it is"),
     )
     for row in found.settling:
         steps = f"{row.steps} (free phase)" if row.steps == free else str(row.steps)
-        settling.add_row(steps, f"{row.graded:.1e}", "-" if row.own == float("inf") else f"{row.own:.1e}")
-    gradients = table("Is EP's gradient BPTT's?", "parameter", "cosine", "norm ratio", "cosine without spikes")
+        settling.add_row(steps, f"{row.graded:.1e}", "-" if isnan(row.own) else f"{row.own:.1e}")
+    gradients = table("Is the gradient BPTT's?", "parameter", "cosine", "norm ratio", "cosine without spikes")
     for own, graded in zip(found.agreement, found.without_spikes, strict=True):
         gradients.add_row(own.name, f"{own.cosine:.3f}", f"{own.norm_ratio:.2f}", f"{graded.cosine:.3f}")
-    activity = table("Does it fire?", "layer", "neurons", "mean state", "saturated", "spikes a neuron and inference")
+    activity = table("Does it fire?", "layer", "neurons", "mean state", "saturated", "spikes per neuron and inference")
     for l, layer in enumerate(found.activity):
         spikes = "-" if layer.spikes is None else f"{layer.spikes:.2f}"
         activity.add_row(str(l), f"{layer.neurons:,}", f"{layer.mean:.3f}", f"{layer.saturated:.0%}", spikes)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ep_plugin.checks import chosen, positive
 from ep_plugin.initialization import initialize_
+from ep_plugin.validation import chosen, positive
 
 POOLS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
-class CentredWeight(nn.Module):
-    """A parametrisation (`torch.nn.utils.parametrize`) of a weight `[out, ...]`: what goes into an output sums to zero.
+class CenteredWeight(nn.Module):
+    """A parametrization (`torch.nn.utils.parametrize`) of a weight `[out, ...]`: what goes into an output sums to zero.
 
     Spikes and rates lie in [0, 1], far from zero mean; so what all inputs have in common adds nothing
     to a drive.
@@ -47,25 +47,30 @@ def convolutional_2c2fc(
     dropout: float = 0.0,
     pooling: str = "average",
     normalize: tuple[float, float] | None = None,
-    centred: bool = False,
+    centered: bool = False,
 ) -> nn.Sequential:
     """Two convolutions (5x5, pooling) and two linear layers, for `[B, 1, 28, 28]`.
 
     The net of arXiv:2405.02546 with a linear readout.
 
     Args:
-        channels, hidden, classes: widths of the convolutions, the hidden layer and the output.
+        channels: of the two convolutions.
+        hidden: neurons of the hidden layer.
+        classes: outputs.
         leak: `beta` of the `snn.Leaky` neurons.
-        gain: of `initialize_`; None keeps PyTorch's initialisation.
+        gain: of `initialize_`; None keeps PyTorch's initialization.
         dropout: share of the hidden layer's neurons that the readout does not see in training.
         pooling: "average" or "max".
         normalize: mean and standard deviation of the images' pixels, which the net then takes off
             and divides by; None leaves the images as they are.
-        centred: the weights into a neuron of the second and third layer sum to zero
-            (`CentredWeight`).
+        centered: the weights into a neuron of the second and third layer sum to zero
+            (`CenteredWeight`).
 
     Raises:
-        ValueError: a pooling that is not there, or a standard deviation that is not above 0.
+        ValueError: an unknown pooling, or a standard deviation or gain that is not above 0.
+
+    Example:
+        >>> model = convert(convolutional_2c2fc(pooling="max", gain=2.0))
     """
     first, second = channels
     pool = chosen("pooling", pooling, POOLS)
@@ -78,15 +83,20 @@ def convolutional_2c2fc(
         nn.Linear(hidden, classes),
     )
     _initialized(net, gain)
-    if centred:
+    if centered:
         between = [m for m in net if isinstance(m, (nn.Conv2d, nn.Linear))][1:-1]
         for module in between:
-            parametrize.register_parametrization(module, "weight", CentredWeight())
+            parametrize.register_parametrization(module, "weight", CenteredWeight())
     return net
 
 
 def small_convolutional(classes: int = 10, leak: float = 0.5) -> nn.Sequential:
-    """One convolution and two linear layers, for digits of `[B, 1, 8, 8]`."""
+    """One convolution and two linear layers, for digits of `[B, 1, 8, 8]`.
+
+    Args:
+        classes: outputs.
+        leak: `beta` of the `snn.Leaky` neurons.
+    """
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3), nn.AvgPool2d(2), _neuron(leak)),
         *(nn.Flatten(), nn.Linear(16 * 3 * 3, 64), _neuron(leak)),
@@ -102,7 +112,19 @@ def perceptron(
     gain: float | None = None,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """One hidden layer, for images of any shape with `inputs` pixels. The rest as `convolutional_2c2fc`."""
+    """One hidden layer, for images of any shape.
+
+    Args:
+        inputs: pixels of an image.
+        hidden: neurons of the hidden layer.
+        classes: outputs.
+        leak: as in `convolutional_2c2fc`.
+        gain: as in `convolutional_2c2fc`.
+        dropout: as in `convolutional_2c2fc`.
+
+    Raises:
+        ValueError: the gain is not above 0.
+    """
     net = nn.Sequential(
         *(nn.Flatten(), nn.Linear(inputs, hidden), _neuron(leak)),
         *([nn.Dropout(dropout)] if dropout else []),

@@ -1,33 +1,50 @@
 """The convergent network: stem, layers of neurons, connections, readout."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.checks import chosen, fraction
-from ep_plugin.connections import Connection, evaluate
-from ep_plugin.dynamics import Dynamics, Values
-from ep_plugin.encoders import Encoder, as_encoder
-from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
-from ep_plugin.gradients.estimator import GradientEstimator, require_finite
-from ep_plugin.maps import at_least_float32, laid_out
-from ep_plugin.neurons.layer import Layer
+from ep_plugin.dynamics.deviations import Deviations
+from ep_plugin.dynamics.encoders import Encoder, EncoderName
+from ep_plugin.dynamics.encoders.event_weights import EventWeights, FixedEvents, is_fixed
+from ep_plugin.dynamics.layer import Layer
+from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation, relax
+from ep_plugin.dynamics.system import System, Values
+from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
+from ep_plugin.estimators.estimator import GradientEstimator
+from ep_plugin.estimators.full_phases import FullPhaseEP
+from ep_plugin.linear.base import at_least_float32, laid_out
+from ep_plugin.linear.connection import Connection, evaluate
+from ep_plugin.network_checks import (
+    check_graph,
+    check_input,
+    check_settings,
+    layer_shapes,
+    require_finite_states,
+    require_room,
+    steps_a_frame,
+)
 from ep_plugin.profiling import section
-from ep_plugin.relaxation import ORDERS, Equilibrium, Relaxation, relax
-from ep_plugin.shapes import expected_input
+from ep_plugin.settings import Settings
+from ep_plugin.tensors import outside_autocast
+from ep_plugin.validation import require_finite
 
-OBSERVED = {"membrane": "r, the neurons' own states", "trace": "u, what their spikes tell"}
+Loss = Callable[[Tensor, Tensor], Tensor]
 
-# A nudge that reaches the first layer weaker than this is lost in the spikes' noise: with
-# predictive spikes and a feedback of .15 the first layer's gradient has a cosine of .91 under three
-# layers (attenuation .02) and of .16 under five (.0005).
-_LEAST_ATTENUATION = 1e-3
 
-# Feedback where none is asked for: weak enough for trained weights, but stronger the more levels a
-# nudge has to pass, as far as networks still settle.
-_WEAK, _STRONG, _ATTENUATION = 0.05, 0.15, 2e-3
+def _setting(name: str) -> Any:
+    """An attribute that is one of the network's settings, checked when it is set."""
+
+    def get(self: "ConvergentNetwork") -> Any:
+        return getattr(self.settings, name)
+
+    def put(self: "ConvergentNetwork", value: Any) -> None:
+        self._configure(replace(self.settings, **{name: value}))
+
+    return property(get, put)
 
 
 class ConvergentNetwork(nn.Module):
@@ -35,38 +52,58 @@ class ConvergentNetwork(nn.Module):
 
     The stem runs once and drives the first layer; the layers and connections relax; the readout
     sees the equilibrium of the last layer. Stem and readout are ordinary modules under autograd.
-    What lies between them gets its gradient from `gradient`.
+    What lies between them gets its gradient from `estimator`.
 
     Args:
-        stem: input -> drive of the first layer, `[B, ...]`.
-        layers: the neurons; the last layer is the output.
+        stem: input -> drive of the first layer, `[B, ...]`; if several layers are `driven`, a tuple of
+            theirs.
+        layers: the neurons.
         connections: edges among the layers: a chain, with skips, lateral or backward ones.
-        readout: output equilibrium -> output; None gives the equilibrium itself. An equilibrium that
-            sits on its bound cannot follow a nudge, and a large beta may then even reverse
-            gradients: with no readout keep beta small (0.1).
-        encoder: "predictive", "sigma_delta", "bernoulli", "graded", or an encoder.
-        observe: "membrane" or "trace": whether readout and contrasts see r or only its spikes.
-        feedback: strength of the feedback from a level to the one below, in (0, 1], or one a step,
-            from the lowest; None chooses 0.05, 0.13 for four levels and 0.15 for more. A strong one
-            carries the nudge further through the noise of spikes; but weights grow in training, and
-            with them what goes around the loops, until the states no longer settle and the gradient
-            is lost (2C2FC after ten epochs of MNIST: cosines below the readout of .09 and less with
-            0.15, of .78 and more with 0.05). `GradientMonitor` watches it.
+        readout: equilibrium of the last layer -> output; if several layers are `read`, it takes as many
+            arguments. None gives the equilibrium itself (a tuple of several).
+        encoder: what neurons send: "adaptive_delta" (signed events), "predictive_sigma_delta",
+            "sigma_delta", "bernoulli" (binary spikes), "graded", or an encoder.
+        observe: "trace" or "membrane": whether readout and contrasts see only what spikes tell, or the
+            neurons' own states.
+        feedback: strength of the feedback from a level to the one below, in (0, 1], or one for each step
+            between levels, from the lowest. None is 0.02. Weights grow in training, and with them what goes
+            around the loops: a strong feedback keeps a trained net from settling, and its gradient is lost.
         relaxation: how the free phase settles.
-        gradient: `EquilibriumPropagation`, `BackpropThroughTime` or `ImplicitDifferentiation`.
-        time_first: the input changes over time, `[T, B, ...]`, as snnTorch's `spikegen` makes it and
-            event data come. The free phase shows the frames in turn, each for the same number of
-            steps, and the nudged phases the last of them again. What the theory promises holds for a
-            constant input. Here neurons follow the frames as far as they can, and the gradient is
-            that of states averaged over the last half of a phase under the frames' mean drive: good
-            for rate codes, whose mean is the message, and not for codes of single spikes' times, unless
-            pixels stay on after their spike: `spikegen.latency(..., clip=True).cumsum(0)`.
+        estimator: `EquilibriumPropagation`, `FullPhaseEP`, `BackpropThroughTime` or
+            `ImplicitDifferentiation`.
+        time_varying: the input changes over time, `[T, B, ...]`, as snnTorch's `spikegen` makes it and
+            event data come. The free phase shows the frames in turn, each for the same number of steps.
+            What the theory promises holds for a constant input. Here neurons follow the frames as far as
+            they can, and the gradient is that around the mean states of the last half of the frames, under
+            these frames' mean drive: good for rate codes, whose mean is the message, and not for codes of
+            single spikes' times, unless pixels stay on after their spike:
+            `spikegen.latency(..., clip=True).cumsum(0)`.
+        driven: the layers that the stem drives.
+        read: the layers that the readout sees; by default the last one.
 
-    `encoder`, `observe`, `feedback`, `relaxation` and `gradient` can be set at any time.
+    Attributes:
+        settings: encoder, observe, feedback, relaxation, estimator and time_varying in one object. Each of
+            them can also be set at any time as an attribute of the network.
+        event_weights: of fixed events; None for other encoders.
 
     Raises:
-        ValueError, TypeError: a setting out of its range, or a graph that does not reach a layer.
+        ValueError: a setting out of its range, or a graph that does not reach a layer.
+        TypeError: a setting of a wrong type.
+
+    Example:
+        >>> model = ConvergentNetwork(
+        ...     nn.Linear(64, 32), [Layer(), Layer()], [Connection(nn.Linear(32, 16), 0, 1)], nn.Linear(16, 10)
+        ... )
+        >>> model(torch.rand(5, 64)).shape
+        torch.Size([5, 10])
     """
+
+    encoder: Encoder = _setting("encoder")
+    observe: Observed = _setting("observe")
+    feedback: float | tuple[float, ...] = _setting("feedback")
+    relaxation: Relaxation = _setting("relaxation")
+    estimator: GradientEstimator = _setting("estimator")
+    time_varying: bool = _setting("time_varying")
 
     def __init__(
         self,
@@ -75,149 +112,278 @@ class ConvergentNetwork(nn.Module):
         connections: Sequence[Connection],
         readout: nn.Module | None = None,
         *,
-        encoder: str | Encoder = "predictive",
-        observe: str = "membrane",
+        encoder: EncoderName | Encoder = "adaptive_delta",
+        observe: Observed = "trace",
         feedback: float | Sequence[float] | None = None,
         relaxation: Relaxation | None = None,
-        gradient: GradientEstimator | None = None,
-        time_first: bool = False,
+        estimator: GradientEstimator | None = None,
+        time_varying: bool = False,
+        driven: Sequence[int] = (0,),
+        read: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.time_first = time_first
         self.stem = stem
         self.layers = nn.ModuleList(layers)
         self.connections = nn.ModuleList(connections)
-        self.readout = nn.Identity() if readout is None else readout
-        _check_graph(len(layers), connections)
-        self._levels = [l if layer.level is None else layer.level for l, layer in enumerate(layers)]
-        self.encoder = encoder
-        self.observe = observe
-        self.relaxation = Relaxation() if relaxation is None else relaxation
-        self.gradient = EquilibriumPropagation() if gradient is None else gradient
-        self.feedback = feedback
-
-    # Settings, checked when they are set.
-
-    @property
-    def encoder(self) -> Encoder:
-        return self._encoder
-
-    @encoder.setter
-    def encoder(self, encoder: str | Encoder) -> None:
-        self._encoder = as_encoder(encoder)
-
-    @property
-    def observe(self) -> str:
-        return self._observe
-
-    @observe.setter
-    def observe(self, observe: str) -> None:
-        chosen("observe", observe, OBSERVED)
-        self._observe = observe
-
-    @property
-    def feedback(self) -> tuple[float, ...]:
-        return self._feedback
-
-    @feedback.setter
-    def feedback(self, feedback: float | Sequence[float] | None) -> None:
-        steps = max(self._levels) - min(self._levels)
-        if feedback is None:
-            feedback = min(max(_WEAK, _ATTENUATION ** (1 / max(steps, 1))), _STRONG)
-        values = [feedback] * steps if isinstance(feedback, (int, float)) else list(feedback)
-        if isinstance(feedback, (int, float)):
-            fraction("feedback", feedback)
-        if len(values) != steps:
-            raise ValueError(
-                f"feedback has {len(values)} values; expected one number, or {steps}: one for each step between "
-                f"the network's {steps + 1} levels, from the lowest"
+        self.readout = _Equilibria() if readout is None else readout
+        self.driven = tuple(driven)
+        self.read = (len(layers) - 1,) if read is None else tuple(read)
+        check_graph(len(layers), connections, self.driven, self.read)
+        levels = [l if layer.level is None else layer.level for l, layer in enumerate(layers)]
+        self.levels = tuple(level - min(levels) for level in levels)
+        self.event_weights: EventWeights | None = None
+        self._configure(
+            Settings(
+                encoder=encoder,
+                observe=observe,
+                feedback=feedback,
+                relaxation=Relaxation() if relaxation is None else relaxation,
+                estimator=EquilibriumPropagation() if estimator is None else estimator,
+                time_varying=time_varying,
             )
-        self._feedback = tuple(fraction("feedback", g) for g in values)
-        attenuation = 1 / max(self._scales())
-        if self.encoder.spiking and attenuation < _LEAST_ATTENUATION:
-            warnings.warn(
-                f"the nudge reaches the first layer attenuated to {attenuation:.1e}, where the noise of spikes "
-                f"hides it (below {_LEAST_ATTENUATION:g}); use a larger feedback, fewer layers, or "
-                'encoder="graded"',
-                stacklevel=3,
-            )
+        )
 
-    @property
-    def relaxation(self) -> Relaxation:
-        return self._relaxation
+    def variant(self, **changes: Any) -> "ConvergentNetwork":
+        """The same network with other settings: it shares all modules and parameters with this one.
 
-    @relaxation.setter
-    def relaxation(self, relaxation: Relaxation) -> None:
-        if not isinstance(relaxation, Relaxation):
-            raise TypeError(f"relaxation is {relaxation!r}; expected Relaxation(steps=...)")
-        self._relaxation = relaxation
+        Args:
+            changes: any of the constructor's `encoder`, `observe`, `feedback`, `relaxation`, `estimator`,
+                `time_varying`.
 
-    @property
-    def gradient(self) -> GradientEstimator:
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, gradient: GradientEstimator) -> None:
-        if isinstance(gradient, type) or not hasattr(gradient, "equilibrium"):
-            raise TypeError(
-                f"gradient is {gradient!r}; expected EquilibriumPropagation(), BackpropThroughTime() or "
-                "ImplicitDifferentiation()"
-            )
-        self._gradient = gradient
-
-    # What the network does.
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The readout of the equilibrium that `x` (`[B, ...]`, or `[T, B, ...]`) leads to, `[B, ...]`.
+        Returns:
+            A network in the same mode (training or evaluation).
 
         Raises:
-            ValueError, TypeError: `x` has a wrong shape or type, or holds NaN.
+            ValueError: a setting is out of its range.
+            TypeError: a setting is unknown or of a wrong type.
+
+        Example:
+            >>> graded = model.variant(encoder="graded")
+        """
+        settings = replace(self.settings, **changes)
+        readout = None if isinstance(self.readout, _Equilibria) else self.readout
+        options = {**vars(settings), "driven": self.driven, "read": self.read}
+        other = ConvergentNetwork(self.stem, self._layers(), self._edges(), readout, **options)
+        if other.event_weights is not None:
+            other.event_weights = self.event_weights or other.event_weights.train(self.training)
+        other.training = self.training
+        return other
+
+    def reset_event_weights(self) -> None:
+        """Forgets the constants of fixed events; they are found anew in training mode, for the present settings."""
+        if is_fixed(self.encoder):
+            self.event_weights = EventWeights(len(self.layers), self.steps, self._found_with())
+            self.event_weights.to(self._layers()[0].threshold.device).train(self.training)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many steps the free and the nudged phase take (0 without a nudged phase)."""
+        free = self.relaxation.steps_for(self.levels, self.encoder)
+        estimator = self.estimator
+        if isinstance(estimator, EquilibriumPropagation):
+            return free, estimator.steps_for(self.levels, self.encoder)
+        return free, estimator.steps if isinstance(estimator, FullPhaseEP) else 0
+
+    @overload
+    def forward(self, x: Tensor, return_equilibrium: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, return_equilibrium: Literal[True]) -> tuple[Tensor, Equilibrium]: ...
+
+    def forward(self, x: Tensor, return_equilibrium: bool = False) -> Tensor | tuple[Tensor, Equilibrium]:
+        """The readout of the equilibrium that `x` leads to.
+
+        Args:
+            x: `[B, ...]`, or `[T, B, ...]` if `time_varying`.
+            return_equilibrium: also return the equilibrium that it was read from (without a graph).
+
+        Returns:
+            The output `[B, ...]`, or it and the `Equilibrium`.
+
+        Raises:
+            ValueError: `x` has a wrong shape, or holds NaN.
+            TypeError: `x` is no tensor of floating point numbers.
             FloatingPointError: a weight or state is not finite.
         """
-        return self.infer(x)[0]
-
-    def infer(self, x: Tensor) -> tuple[Tensor, Equilibrium]:
-        """What `forward` returns, and the equilibrium that it was read from (without a graph)."""
-        values, dynamics = self._values(x), self.dynamics()
-        with torch.autocast(values.drive.device.type, enabled=False):
-            state, equilibrium = self.gradient.equilibrium(dynamics, values, self.relaxation)
-        self._require_finite_states(equilibrium)
+        system = self.system(x)
+        relaxation, sender = self._settling(system)
+        with outside_autocast(system.like):
+            states, equilibrium = self.estimator.solve(system, sender, relaxation, self.observe)
+        require_finite_states(equilibrium)
         with section("readout and loss"):
-            return self.readout(state), equilibrium
+            output = self.readout(*states)
+        return (output, equilibrium) if return_equilibrium else output
 
     @torch.no_grad()
-    def relax(self, x: Tensor) -> Equilibrium:
-        """The free phase alone."""
-        values, dynamics = self._values(x), self.dynamics()
-        with torch.autocast(values.drive.device.type, enabled=False):
-            _, equilibrium = relax(dynamics, values, self.relaxation)
-        self._require_finite_states(equilibrium)
+    def free_phase(self, x: Tensor, record: bool = False) -> Equilibrium:
+        """The free phase alone.
+
+        Args:
+            x: as in `forward`.
+            record: keep states, traces and spikes of every step in `Equilibrium.trajectory`.
+
+        Returns:
+            The equilibrium.
+
+        Raises:
+            ValueError: as `forward`; or the record would not fit into memory.
+            TypeError: as `forward`.
+            FloatingPointError: as `forward`.
+        """
+        system = self.system(x)
+        relaxation, sender = self._settling(system)
+        if record:
+            require_room(system, relaxation.steps_for(self.levels, self.encoder), x.shape)
+        with outside_autocast(system.like):
+            equilibrium = relax(system, sender, relaxation, self.observe, record).equilibrium
+        require_finite_states(equilibrium)
         return equilibrium
 
-    def energy(self, states: Sequence[Tensor], drive: Tensor) -> Tensor:
-        """Energy of each sample, `[B]`, at the given states `[B, ...]` of all layers.
+    def nudged_phase(self, x: Tensor, y: Tensor, loss: Loss, record: bool = False) -> Deviations:
+        """The nudged phase of `EquilibriumPropagation` that follows a free one.
 
-        `drive` is what the stem makes of the input, `[B, ...]`.
+        Args:
+            x: as in `forward`.
+            y: what `loss` takes beside the output.
+            loss: (output, y) -> scalar.
+            record: keep deviations, traces and events of every step in `Deviations.trajectory`.
+
+        Returns:
+            By how much each layer is moved; for symmetric nudging the two phases' samples one after the other.
+
+        Raises:
+            ValueError: as `forward`; the record would not fit into memory, or the estimator is another one.
+            TypeError: as `forward`.
         """
-        return self.dynamics().energy(states, self._values_of_drive(drive))
+        estimator = self.estimator
+        if not isinstance(estimator, EquilibriumPropagation):
+            raise ValueError(
+                f"the estimator is {type(estimator).__name__}, which has no phase of deviations; expected "
+                "EquilibriumPropagation(): model.variant(estimator=EquilibriumPropagation())"
+            )
+        with torch.no_grad():
+            system = self.system(x).detach()
+            relaxation, sender = self._settling(system)
+            if record:
+                require_room(system, 2 * self.steps[1], x.shape)
+            with outside_autocast(system.like):
+                free = relax(system, sender, relaxation, self.observe)
+        read = [free.observed[l].clone().requires_grad_() for l in self.read]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss(self.readout(*read), y), read)
+        with torch.no_grad(), outside_autocast(system.like):
+            return estimator.phases(system, free.point, gradients, sender, relaxation, self.observe, record)[0]
 
-    def dynamics(self) -> Dynamics:
-        """The equations under the present settings, with products in autocast's dtype if it is on."""
-        return Dynamics(
-            activations=tuple(layer.activation for layer in self._layers()),
-            scales=self._scales(),
-            connections=tuple(self._edges()),
-            order=self._order(),
-            encoder=self.encoder,
-            step_size=self.relaxation.step_size,
-            output=len(self.layers) - 1,
-            observe=self.observe,
+    def energy(self, states: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Energy of each sample, `[B]`.
+
+        Args:
+            states: of all layers, `[B, ...]`.
+            x: the input, as in `forward`.
+
+        Returns:
+            E of the module `ep_plugin.dynamics.system`.
+
+        Raises:
+            ValueError: as `forward`, or an activation has no potential.
+        """
+        return self.system(x).energy(states)
+
+    def system(self, x: Tensor) -> System:
+        """The equations for a batch under the present settings, with products in autocast's dtype if it is on.
+
+        Args:
+            x: as in `forward`.
+
+        Returns:
+            The system, its values on autograd's graph.
+
+        Raises:
+            ValueError: as `forward`.
+            TypeError: as `forward`.
+        """
+        check_input(x, self.stem, self.time_varying)
+        try:
+            with section("stem"):
+                made = evaluate(self.stem, x.flatten(0, 1) if self.time_varying else x)
+        except RuntimeError as error:
+            raise ValueError(
+                f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"
+            ) from error
+        drives = tuple(made) if isinstance(made, tuple) else (made,)
+        if len(drives) != len(self.driven):
+            raise ValueError(f"the stem gives {len(drives)} drives; expected {len(self.driven)}, one a driven layer")
+        if not self.time_varying:
+            return self._system(drives, None)
+        steps = steps_a_frame(self.relaxation, self.steps[0], len(x))
+        frames = tuple(at_least_float32(d).unflatten(0, x.shape[:2]).repeat_interleave(steps, 0) for d in drives)
+        seen = len(frames[0]) // 2
+        return self._system(tuple(f[seen:].mean(0) for f in frames), frames)
+
+    def _system(self, drives: tuple[Tensor, ...], frames: tuple[Tensor, ...] | None) -> System:
+        layers, edges = self._layers(), self._edges()
+        shapes = layer_shapes(layers, edges, self.driven, drives)
+        thresholds = tuple(layer.theta for layer in layers)
+        values = Values(drives, thresholds, tuple(c.tensors(shapes[c.source], drives[0]) for c in edges))
+        # Under autocast stem and products compute in half precision; states, forces and contrasts never do.
+        values = values.like([laid_out(at_least_float32(t)) for t in values.flat()])._replace(frames=frames)
+        system = System(
+            activations=tuple(layer.activation for layer in layers),
+            levels=self.levels,
+            feedback=self.settings.between(max(self.levels)),
+            connections=tuple(edges),
+            driven=self.driven,
+            read=self.read,
+            shapes=tuple(shapes),
+            values=values,
             products=self._products(),
         )
+        require_finite("a value", values.flat(), system.names())
+        learnable = [t for t in thresholds if t.requires_grad and not t.is_meta]
+        if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
+            raise ValueError(
+                "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
+                "learning rate or clamp it after each step"
+            )
+        return system
+
+    def _configure(self, settings: Settings) -> None:
+        settings.between(max(self.levels))
+        check_settings(settings, self._layers(), self._edges())
+        self.settings = settings
+        if not is_fixed(settings.encoder):
+            self.event_weights = None
+        elif self.event_weights is None:
+            self.reset_event_weights()
+
+    def _settling(self, system: System) -> tuple[Relaxation, Encoder]:
+        """How this batch settles: frames are all shown, and fixed events have their constants."""
+        relaxation, frames = self.relaxation, system.values.frames
+        if frames is not None:
+            relaxation = replace(relaxation, steps=len(frames[0]))
+        if self.event_weights is None:
+            return relaxation, self.encoder
+        if relaxation.steps_for(self.levels, self.encoder) != self.steps[0]:
+            raise ValueError(
+                f"the input's frames take {relaxation.steps} steps, and fixed event weights are constants of "
+                f"{self.steps[0]}; set model.relaxation = Relaxation({relaxation.steps}), and find them anew: "
+                "model.reset_event_weights(), and some training steps in training mode"
+            )
+        self.event_weights.require(self._found_with())
+        return relaxation, FixedEvents(self.event_weights)
+
+    def _found_with(self) -> dict[str, Any]:
+        """What fixed event weights depend on."""
+        found: dict[str, Any] = {"free steps": self.steps[0], "feedback": self.feedback}
+        if isinstance(self.estimator, EquilibriumPropagation):
+            found |= {"nudged steps": self.steps[1], "beta": self.estimator.beta}
+        return found
 
     def _products(self) -> torch.dtype | None:
         """The dtype that autocast asks for, if it is on where the parameters are."""
         device = next((t.device.type for t in (*self.parameters(), *self.buffers())), "cpu")
+        if device == "meta":
+            return None
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _layers(self) -> list[Layer]:
@@ -226,168 +392,9 @@ class ConvergentNetwork(nn.Module):
     def _edges(self) -> list[Connection]:
         return list(self.connections)  # type: ignore[arg-type]
 
-    def _scales(self) -> tuple[float, ...]:
-        """c_l: 1 at the output's level, divided by the feedback for every level below."""
-        lowest = min(self._levels)
-        at_level = [1.0]
-        for g in self._feedback:
-            at_level.append(at_level[-1] * g)
-        at_output = at_level[self._levels[-1] - lowest]
-        return tuple(at_level[level - lowest] / at_output for level in self._levels)
 
-    def _order(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of layers that move at once: all of them, or the colour classes of the graph."""
-        if not ORDERS[self.relaxation.order]:
-            return (tuple(range(len(self.layers))),)
-        colours: list[int] = []
-        for l in range(len(self.layers)):
-            taken = {
-                colours[other]
-                for c in self._edges()
-                for other in (c.source, c.target)
-                if l in (c.source, c.target) and other < l
-            }
-            colours.append(min(set(range(len(taken) + 1)) - taken))
-        return tuple(tuple(l for l, c in enumerate(colours) if c == colour) for colour in range(max(colours) + 1))
+class _Equilibria(nn.Module):
+    """No readout: the equilibrium of the read layer, or of several."""
 
-    # The door.
-
-    def _values(self, x: Tensor) -> Values:
-        _check_input(x, self.stem, self.time_first)
-        try:
-            with section("stem"):
-                drive = evaluate(self.stem, x.flatten(0, 1) if self.time_first else x)
-        except RuntimeError as error:
-            raise ValueError(
-                f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"
-            ) from error
-        if not self.time_first:
-            return self._values_of_drive(drive)
-        frames = at_least_float32(drive).unflatten(0, x.shape[:2])
-        steps_a_frame = _steps_a_frame(self.relaxation, len(x))
-        values = self._values_of_drive(frames.mean(0))
-        return values._replace(frames=frames.repeat_interleave(steps_a_frame, 0) if steps_a_frame > 1 else frames)
-
-    def _values_of_drive(self, drive: Tensor) -> Values:
-        shapes = self._shapes(drive)
-        thresholds = tuple(layer.theta for layer in self._layers())
-        weights = tuple(c.tensors(shapes[c.source]) for c in self._edges())
-        values = Values(drive, thresholds, weights)
-        # Under autocast stem and products compute in half precision; states, forces and contrasts never do.
-        values = values.like([laid_out(at_least_float32(t)) for t in values.flat()])
-        require_finite(
-            "a value",
-            values.flat(),
-            [
-                "the drive of layer 0 (the input, or the weights before the first neuron)",
-                *(f"the threshold of layer {l}" for l in range(len(thresholds))),
-                *(
-                    f"the weights of {c.source} -> {c.target}"
-                    for c, own in zip(self._edges(), weights, strict=True)
-                    for _ in own
-                ),
-            ],
-        )
-        learnable = [t for t in values.thresholds if t.requires_grad]
-        if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
-            raise ValueError(
-                "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
-                "learning rate or clamp it after each step"
-            )
-        return values
-
-    def _shapes(self, drive: Tensor) -> dict[int, tuple[int, ...]]:
-        """Every layer's shape without the batch, once connections and thresholds are known to fit."""
-        shapes: dict[int, tuple[int, ...]] = {0: tuple(drive.shape[1:])}
-        pending = self._edges()
-        while pending:
-            connection = next(c for c in pending if c.source in shapes)
-            pending.remove(connection)
-            i, j = connection.source, connection.target
-            try:
-                shape = connection.shapes(shapes[i])[-1]
-            except RuntimeError as error:
-                raise ValueError(
-                    f"the connection {i} -> {j} does not fit layer {i}, which has the shape {list(shapes[i])} "
-                    f"for this input: {error}"
-                ) from error
-            if shapes.setdefault(j, shape) != shape:
-                raise ValueError(
-                    f"the connection {i} -> {j} gives the shape {list(shape)}; expected {list(shapes[j])}, which "
-                    f"layer {j} has"
-                )
-        for l, layer in enumerate(self._layers()):
-            threshold = layer.theta
-            if threshold.dim() == 0:
-                continue
-            if not _broadcasts(threshold.shape, (1, *shapes[l])):
-                raise ValueError(
-                    f"the threshold of layer {l} has the shape {list(threshold.shape)}, which does not "
-                    f"broadcast against the layer's neurons {list(shapes[l])}"
-                )
-        return shapes
-
-    def _require_finite_states(self, equilibrium: Equilibrium) -> None:
-        require_finite(
-            "the state of a neuron",
-            list(equilibrium.states),
-            [f"layer {l}" for l in range(len(equilibrium.states))],
-        )
-
-
-def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether a tensor of `shape` combines with one of `target` without changing its shape."""
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False))
-
-
-def _check_graph(layers: int, connections: Sequence[Connection]) -> None:
-    if layers == 0:
-        raise ValueError("the network has no layer of neurons; expected at least one")
-    for c in connections:
-        if not isinstance(c, Connection):
-            raise TypeError(f"{c!r} is not a Connection; expected Connection(module, source, target)")
-        if not (0 <= c.source < layers and 0 <= c.target < layers):
-            raise ValueError(f"the connection {c.source} -> {c.target} names a layer outside 0..{layers - 1}")
-    reached, before = {0}, 0
-    while len(reached) > before:
-        before = len(reached)
-        reached |= {c.target for c in connections if c.source in reached}
-    if missing := sorted(set(range(layers)) - reached):
-        raise ValueError(f"no connection leads from layer 0 to layer {missing[0]}")
-
-
-def _steps_a_frame(relaxation: Relaxation, frames: int) -> int:
-    if relaxation.steps % frames:
-        raise ValueError(
-            f"the relaxation takes {relaxation.steps} steps for {frames} frames; expected one or more steps for each "
-            f"frame, such as Relaxation({frames})"
-        )
-    if relaxation.tolerance is not None:
-        raise ValueError(
-            f"the relaxation has the tolerance {relaxation.tolerance:g}, at which a sample stops; expected None, as "
-            "an input that changes over time has to be seen to its end"
-        )
-    return relaxation.steps // frames
-
-
-def _check_input(x: Tensor, stem: nn.Module, time_first: bool) -> None:
-    leading = ["time", "batch"] if time_first else ["batch"]
-    if not isinstance(x, Tensor):
-        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{', '.join(leading)}, ...]")
-    if not x.is_floating_point():
-        raise TypeError(
-            f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
-        )
-    expected = expected_input(stem)
-    shape = list(x.shape)
-    sample = shape[len(leading) :]
-    if expected is None:
-        if not sample:
-            raise ValueError(f"the input has the shape {shape}; expected [{', '.join(leading)}, ...]")
-    elif len(expected) != len(sample) or any(e != n for e, n in zip(expected, sample, strict=True) if e is not None):
-        words = ", ".join([*leading, *("size" if e is None else str(e) for e in expected)])
-        raise ValueError(f"the input has the shape {shape}; expected [{words}]")
-    if 0 in shape[: len(leading)]:
-        raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
-    if not bool(x.isfinite().all()):
-        raise ValueError("the input holds NaN or infinite values; expected finite numbers")
+    def forward(self, *states: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return states[0] if len(states) == 1 else states

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ep_plugin.checks import count
+from ep_plugin.validation import count
 
 Place = tuple[str, ...]
 
@@ -28,8 +28,11 @@ class Part:
     """Part of a training step.
 
     Attributes:
-        phase: "stem", "free phase", "readout and loss", "nudged phases", "contrast", "other".
-        name: what of the phase: "0 -> 1 up", "0 -> 1 down", "layer 1 neurons", or "rest".
+        phase: "stem", "free phase", "readout and loss"; of equilibrium propagation "nudged phases" and
+            "contrast", of implicit differentiation "adjoint"; and "other", such as autograd's own backward
+            pass.
+        name: what of the phase: "0 -> 1 up", "0 -> 1 down", "layer 1 neurons", "rest"; "all" if it has no
+            parts.
         calls: how often it ran in one training step.
         seconds: time of all these calls.
     """
@@ -68,12 +71,21 @@ def profile(
 
     Args:
         model: a `ConvergentNetwork`, with any gradient estimator.
-        x, y: one batch, `[B, ...]` and what the loss wants.
+        x: one batch, `[B, ...]`.
+        y: what the loss wants beside the output.
         loss: of (output, y).
-        repeats: 1 or more.
+        repeats: number of steps, 1 or more.
+
+    Returns:
+        Where the time goes.
 
     Raises:
-        ValueError, TypeError: what `ConvergentNetwork.forward` raises, or a wrong `repeats`.
+        ValueError: as `ConvergentNetwork.forward`, or `repeats` is below 1.
+        TypeError: as `ConvergentNetwork.forward`, or `repeats` is no whole number.
+
+    Example:
+        >>> for part in profile(model, x, y).parts:
+        ...     print(part.phase, part.name, part.seconds)
     """
     count("repeats", repeats)
 

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from ep_plugin.lightning.cli import from_arguments
-from ep_plugin.weights import save
+from ep_plugin.trained import save
 
 
 def main(

@@ -6,11 +6,8 @@
 examples/results/.
 """
 
-import copy
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,174 +16,149 @@ import snntorch as snn
 import torch
 import torch.nn.functional as F
 import typer
+from figure_networks import (
+    LAYERS,
+    TOLD,
+    batches,
+    chain,
+    converted,
+    cosines,
+    gradients,
+    network,
+    settled,
+    telling,
+    train,
+    trained,
+)
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from norse import torch as norse
 from torch import Tensor, nn
 
 import ep_plugin as ep
-from ep_plugin.models import convolutional_2c2fc
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 DataDir = Annotated[Path, typer.Option(help="Directory that holds MNIST/raw.")]
 OutputDir = Annotated[Path, typer.Option(help="Where the picture and its numbers go.")]
+Batches = Annotated[int, typer.Option(help="Batches of 64 images that a network is trained on.")]
+Images = Annotated[int, typer.Option(help="Batches of 64 images over which gradients are compared.")]
 RESULTS = Path(__file__).parent / "results"
-ENCODERS = {"graded": "graded", "sigma_delta": "sigma-delta", "predictive": "predictive"}
-LAYERS = {
-    "stem.0.weight": "conv 1",
-    "connections.0.module.0.weight": "conv 2",
-    "connections.1.module.1.weight": "linear",
-    "readout.0.weight": "readout",
-}
 COLOURS = ["#4c72b0", "#dd8452", "#55a868", "#c44e52"]
 
 
-def network(encoder: str = "predictive", pooling: str = "average") -> ep.ConvergentNetwork:
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the conversion changes
-        return ep.convert(convolutional_2c2fc(gain=2.0, pooling=pooling), encoder=encoder, pooling="keep")
-
-
-def batches(data: ep.MNISTDataModule, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    data.setup()
-    for _, batch in zip(range(count), data.train_dataloader(), strict=False):
-        yield batch
-
-
-def train(model: ep.ConvergentNetwork, data: ep.MNISTDataModule, count: int = 200) -> Iterator[int]:
-    """Trains for so many batches; yields the number of each when it is done."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for n, (x, y) in enumerate(batches(data, count), start=1):
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield n
-
-
-def trained(data: ep.MNISTDataModule) -> ep.ConvergentNetwork:
-    model = network()
-    for _ in train(model, data):
-        pass
-    return model
-
-
-def cosines(model: ep.ConvergentNetwork, reference: ep.ConvergentNetwork, images: list) -> dict[str, float]:
-    """Cosine of each layer's gradient over all the images."""
-    parameters = dict(model.named_parameters())
-    wanted = [parameters[name] for name in LAYERS]
-    sums = []
-    for network in (model, reference):
-        own = [torch.autograd.grad(F.cross_entropy(network(x), y), wanted) for x, y in images]
-        sums.append([sum(g) for g in zip(*own, strict=True)])
-    return {
-        label: F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
-        for label, a, b in zip(LAYERS.values(), *sums, strict=True)
-    }
-
-
-def with_settings(
-    model: ep.ConvergentNetwork, encoder: str, steps: int = 15, gradient: ep.EquilibriumPropagation | None = None
-) -> tuple[ep.ConvergentNetwork, ep.ConvergentNetwork]:
-    """The model with EP, and with BPTT through the same free phase."""
-    settled = copy.copy(model)
-    settled.encoder, settled.relaxation = encoder, ep.Relaxation(steps)
-    settled.gradient = gradient or ep.EquilibriumPropagation(steps=-(-steps // 2))
-    reference = copy.copy(settled)
-    reference.gradient = ep.BackpropThroughTime()
-    return settled, reference
-
-
-def finish(figure: Figure, axes: list, rows: list[dict], output_dir: Path, name: str) -> None:
+def finish(figure: Figure, axes: list[Axes], rows: list[dict], output_dir: Path, name: str) -> None:
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
     output_dir.mkdir(parents=True, exist_ok=True)
     if rows:
-        pd.DataFrame(rows).round(5).to_csv(output_dir / f"{name}.csv", index=False)
+        pd.DataFrame(rows).to_csv(output_dir / f"{name}.csv", index=False, float_format="%.5g")
     figure.savefig(output_dir / f"{name}.png", dpi=120)
-    print(f"wrote {output_dir / name}.png")
+    print(f"wrote {name}.png")
 
 
 @app.command()
-def agreement(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) -> None:
-    """EP's gradient against BPTT through the same dynamics, over time and over beta."""
-    data = ep.MNISTDataModule(data_dir)
-    model = trained(data)
-    images = list(batches(ep.MNISTDataModule(data_dir, seed=1), 8))
-    rows = []
-    for encoder in ENCODERS:
-        for steps in (4, 8, 15, 30, 60):
-            found = cosines(*with_settings(model, encoder, steps), images)
+def agreement(
+    data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, train_batches: Batches = 200, images: Images = 8
+) -> None:
+    """EP's gradient against BPTT through settled graded states: over steps, over beta and over depth."""
+    seen = list(batches(ep.MNISTDataModule(data_dir, seed=1), images))
+    rows: list[dict] = []
+    model = trained(network(), ep.MNISTDataModule(data_dir), train_batches)
+    reference = gradients(settled(model), LAYERS, seen)
+    for told in TOLD:
+        tried = [("steps", s, telling(model, told, s)) for s in (4, 8, 15, 30, 60)]
+        tried += [("beta", b, telling(model, told, 30, b)) for b in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)]
+        for over, at, own in tried:
+            found = cosines(gradients(own, LAYERS, seen), reference)
             rows += [
-                {"over": "steps", "encoder": encoder, "at": steps, "layer": l, "cosine": c} for l, c in found.items()
+                {"over": over, "told": told, "at": at, "layer": l, "cosine": c}
+                for l, c in zip(LAYERS.values(), found, strict=True)
             ]
-        for beta in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0):
-            found = cosines(*with_settings(model, encoder, 30, ep.EquilibriumPropagation(beta, 15)), images)
+        print(told, "done", flush=True)
+    for hidden in (1, 3, 5, 8):
+        model = trained(chain(hidden), ep.MNISTDataModule(data_dir), train_batches)
+        names = [name for name, _ in model.named_parameters() if name.endswith("weight")]
+        reference = gradients(settled(model), names, seen)
+        for told in TOLD:
+            found = cosines(gradients(telling(model, told), names, seen), reference)
             rows += [
-                {"over": "beta", "encoder": encoder, "at": beta, "layer": l, "cosine": c} for l, c in found.items()
+                {"over": "depth", "told": told, "at": hidden, "layer": f"weight {k}", "cosine": c}
+                for k, c in enumerate(found, start=1)
             ]
-        print(encoder, "done", flush=True)
+        print(hidden, "hidden layers done", flush=True)
     table = pd.DataFrame(rows)
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.subplots(2, 3, sharey=True)
-    for row, (over, label) in enumerate(
-        {"steps": "free steps (half as many nudged, beta 5)", "beta": "beta (30 free, 15 nudged steps)"}.items()
-    ):
-        for axis, encoder in zip(axes[row], ENCODERS, strict=True):
-            own = table[(table.over == over) & (table.encoder == encoder)]
-            for colour, layer in zip(COLOURS, LAYERS.values(), strict=True):
-                line = own[own.layer == layer]
-                axis.plot(line["at"], line.cosine, color=colour, marker="o", markersize=3.5, label=layer)
-            axis.set(xscale="log", xlabel=label, ylim=(min(0.5, table.cosine.min()), 1.02))
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    axes = figure.subplots(3, 3, sharey=True)
+    labels = {
+        "steps": "free steps, half as many nudged",
+        "beta": "beta (30 free, 15 nudged steps)",
+        "depth": "hidden layers (default steps)",
+    }
+    for row, (over, label) in zip(axes, labels.items(), strict=True):
+        for axis, told in zip(row, TOLD, strict=True):
+            own = table[(table.over == over) & (table.told == told)]
+            if over == "depth":
+                groups = own.groupby("at").cosine
+                lines = {"first weight": groups.first(), "worst weight": groups.min()}
+            else:
+                lines = {l: own[own.layer == l].set_index("at").cosine for l in LAYERS.values()}
+                axis.set(xscale="log")
+            for colour, (name, line) in zip(COLOURS, lines.items(), strict=False):
+                axis.plot(line.index, line, color=colour, marker="o", markersize=3.5, label=name)
+            axis.set(xlabel=label, ylim=(min(-0.02, table.cosine.min() - 0.02), 1.03))
             axis.set_xticks(own["at"].unique(), [f"{at:g}" for at in own["at"].unique()])
             axis.minorticks_off()
-            axis.set_title(ENCODERS[encoder], fontsize=10)
-        axes[row][0].set_ylabel("cosine with BPTT through\nthe same dynamics")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+            axis.set_title(TOLD[told], fontsize=10)
+        row[0].set_ylabel("cosine with BPTT through\nsettled graded states")
+        row[0].legend(frameon=False, fontsize=8, loc="lower right")
     finish(figure, list(axes.flat), rows, output_dir, "agreement")
 
 
 @app.command()
-def pooling(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) -> None:
-    """Average against max pooling between neurons: a training curve, and the gradients along it."""
-    images = list(batches(ep.MNISTDataModule(data_dir, seed=1), 4))
-    data = ep.MNISTDataModule(data_dir)
-    _, (x_test, y_test) = data.load()
-    curve, gradients = [], []
-    for encoder in ("graded", "predictive"):
+def pooling(
+    data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, train_batches: Batches = 200, images: Images = 4
+) -> None:
+    """Average against max pooling between neurons: a training curve, and the gradients at its end."""
+    seen = list(batches(ep.MNISTDataModule(data_dir, seed=1), images))
+    _, (x_test, y_test) = ep.MNISTDataModule(data_dir).load()
+    curve, bars = [], []
+    for told in ("events", "full"):
         for pool in ("average", "max"):
-            model = network(encoder, pool)
-            for n in train(model, ep.MNISTDataModule(data_dir), 200):
-                if n % 25 == 0:
+            model = network(told, pool)
+            for n in train(model, ep.MNISTDataModule(data_dir), train_batches):
+                if n % max(1, train_batches // 8) == 0:
                     with torch.no_grad():
                         wrong = sum(
                             (model(x).argmax(1) != y).sum().item()
                             for x, y in zip(x_test[:2000].split(250), y_test[:2000].split(250), strict=True)
                         )
-                    curve.append({"encoder": encoder, "pooling": pool, "batch": n, "error": wrong / 20})
-            found = cosines(*with_settings(model, encoder, 30), images)
-            gradients += [{"encoder": encoder, "pooling": pool, "layer": l, "cosine": c} for l, c in found.items()]
-            print(encoder, pool, curve[-1]["error"], found, flush=True)
+                    curve.append({"told": told, "pooling": pool, "batch": n, "error": wrong / 20})
+            found = cosines(gradients(model, LAYERS, seen), gradients(settled(model), LAYERS, seen))
+            bars += [
+                {"told": told, "pooling": pool, "layer": l, "cosine": c}
+                for l, c in zip(LAYERS.values(), found, strict=True)
+            ]
+            print(told, pool, curve[-1]["error"], found, flush=True)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles = {"graded": "--", "predictive": "-"}
-    colours = {"average": COLOURS[0], "max": COLOURS[3]}
-    lines, bars = pd.DataFrame(curve), pd.DataFrame(gradients)
-    for (encoder, pool), own in lines.groupby(["encoder", "pooling"]):
-        left.plot(own.batch, own.error, styles[encoder], color=colours[pool], label=f"{encoder}, {pool} pooling")
+    styles, colours = {"events": "-", "full": "--"}, {"average": COLOURS[0], "max": COLOURS[3]}
+    for (told, pool), own in pd.DataFrame(curve).groupby(["told", "pooling"]):
+        left.plot(own.batch, own.error, styles[told], color=colours[pool], label=f"{TOLD[told]}, {pool}")
     left.set(xlabel="batches of 64", ylabel="error on 2,000 test images (%)", yscale="log")
     left.minorticks_off()
-    left.set_yticks([3, 5, 10, 20], ["3", "5", "10", "20"])
+    left.set_yticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"])
     left.legend(frameon=False, fontsize=8)
-    for k, ((encoder, pool), own) in enumerate(bars.groupby(["encoder", "pooling"])):
+    for k, ((told, pool), own) in enumerate(pd.DataFrame(bars).groupby(["told", "pooling"])):
         places = [l + 0.2 * k - 0.3 for l in range(len(LAYERS))]
-        right.bar(places, own.cosine, 0.18, color=colours[pool], alpha=1 if encoder == "predictive" else 0.45,
-                  label=f"{encoder}, {pool}")  # fmt: skip
+        right.bar(places, own.cosine, 0.18, color=colours[pool], alpha=1 if told == "events" else 0.45,
+                  label=f"{TOLD[told]}, {pool}")  # fmt: skip
     right.set_xticks(range(len(LAYERS)), LAYERS.values())
-    right.set(ylabel="cosine with BPTT through the same dynamics", ylim=(min(0, bars.cosine.min()), 1.3))
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
-    rows = [{"what": "error", **r} for r in curve] + [{"what": "cosine", **r} for r in gradients]
+    lowest = min(0, *(b["cosine"] for b in bars))
+    right.set(ylabel="cosine with BPTT through\nsettled graded states", ylim=(lowest, 1.5))
+    right.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    rows = [{"what": "error", **r} for r in curve] + [{"what": "cosine", **r} for r in bars]
     finish(figure, [left, right], rows, output_dir, "pooling")
 
 
@@ -195,30 +167,33 @@ PEAK = """
 import sys, warnings; warnings.simplefilter("ignore")
 import torch, torch.nn.functional as F, ep_plugin as ep
 from snntorch import utils
-from ep_plugin.comparison import _peak, _reset_peak
+from ep_plugin.memory import peak_memory, reset_peak_memory
 from ep_plugin.models import convolutional_2c2fc
 method, steps = sys.argv[1], int(sys.argv[2])
 net, x, y = convolutional_2c2fc(), torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
-model = ep.convert(net, relaxation=ep.Relaxation(steps), gradient=ep.EquilibriumPropagation(steps=-(-steps // 2)))
-if method == "BPTT, same dynamics":
-    model.gradient = ep.BackpropThroughTime()
-start = _reset_peak()
+same = method == "BPTT, same dynamics"
+estimator = ep.BackpropThroughTime() if same else ep.EquilibriumPropagation(steps=-(-steps // 2))
+model = ep.convert(net, relaxation=ep.Relaxation(steps), estimator=estimator)
+start = reset_peak_memory()
 if method == "BPTT, snnTorch":
     utils.reset(net)
     output = torch.stack([net(x) for _ in range(steps)]).mean(0)
 else:
     output = model(x)
 F.cross_entropy(output, y).backward()
-print(_peak() - start)
+print(peak_memory() - start)
 """
 
 
 @app.command()
-def memory(output_dir: OutputDir = RESULTS) -> None:
+def memory(
+    output_dir: OutputDir = RESULTS,
+    most: Annotated[int, typer.Option(help="The largest number of steps.")] = 100,
+) -> None:
     """Peak memory of a training step against the number of steps, each in a process of its own."""
     rows = []
     for method in METHODS:
-        for steps in (5, 10, 25, 50, 100):
+        for steps in (n for n in (5, 10, 25, 50, 100) if n <= most):
             done = subprocess.run(
                 [sys.executable, "-c", PEAK, method, str(steps)], capture_output=True, text=True, check=True
             )
@@ -238,91 +213,111 @@ def memory(output_dir: OutputDir = RESULTS) -> None:
     finish(figure, [axis], rows, output_dir, "memory")
 
 
+ENCODERS = {
+    "graded": ("-", "graded"),
+    "adaptive_delta": ("--", "signed events"),
+    "predictive_sigma_delta": (":", "binary spikes"),
+}
+
+
 @app.command()
-def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS) -> None:
-    """Energy and residual of graded and spiking states over a free and the two nudged phases."""
+def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, train_batches: Batches = 200) -> None:
+    """The free phase's energy and residual, and how deviations settle in the nudged phase."""
     data = ep.MNISTDataModule(data_dir)
-    model = trained(data).double()  # the last of the energy's fall is below float32's rounding
+    model = trained(network(), data, train_batches).double()  # the energy's last fall is below float32's rounding
     x, y = next(iter(batches(ep.MNISTDataModule(data_dir, seed=1), 1)))
     x = x.double()
-    free_steps, nudged_steps = 30, 15
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = []
-    for encoder in ("graded", "predictive"):
-        model.encoder = encoder
-        with torch.no_grad():
-            values, dynamics = model._values(x), model.dynamics()
-            ready, neurons = dynamics.prepared(values), dynamics.rest(values)
-            neurons = run(encoder, "free", dynamics, values, ready, neurons, None, 0, free_steps, rows)
-        output = neurons[-1].membrane.clone().requires_grad_()
-        loss = F.cross_entropy(model.readout(output), y, reduction="sum")
-        direction = F.normalize(torch.autograd.grad(loss, output)[0], dim=1)
-        for phase, sign in {"nudged by +beta": -1.0, "nudged by -beta": 1.0}.items():
+    free, nudged, rows = 20, 12, []
+    graded = model.variant(encoder="graded", relaxation=ep.Relaxation(100))
+    with torch.no_grad():
+        lowest = model.energy(graded.free_phase(x).states, x).mean().item()
+    for encoder in ENCODERS:
+        own = model.variant(encoder=encoder, relaxation=ep.Relaxation(free))
+        trajectory = own.free_phase(x, record=True).trajectory
+        for step in range(1, free + 1):
             with torch.no_grad():
-                run(encoder, phase, dynamics, values, ready, neurons, sign * model.gradient.beta * direction,
-                    free_steps, nudged_steps, rows)  # fmt: skip
+                above = own.energy([s[step - 1] for s in trajectory.states], x).mean().item() - lowest
+            residual = own.variant(relaxation=ep.Relaxation(step)).free_phase(x).residual.mean().item()
+            rows += [
+                {"what": "energy", "encoder": encoder, "step": step, "value": above},
+                {"what": "residual", "encoder": encoder, "step": step, "value": residual},
+            ]
+    own = model.variant(relaxation=ep.Relaxation(30), estimator=ep.EquilibriumPropagation(steps=nudged))
+    exact = own.variant(encoder="graded", estimator=ep.EquilibriumPropagation(steps=50))
+    exact = exact.nudged_phase(x, y, F.cross_entropy).values
+    known = own.nudged_phase(x, y, F.cross_entropy, record=True).trajectory.traces
+    rows += [
+        {
+            "what": f"layer {l}",
+            "encoder": "adaptive_delta",
+            "step": step,
+            "value": ((d - end).norm() / end.norm()).item(),
+        }
+        for l, (steps, end) in enumerate(zip(known, exact, strict=True))
+        for step, d in enumerate(steps, start=1)
+    ]
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
     table = pd.DataFrame(rows)
-    lowest = table.energy.min()
-    for encoder, style in {"graded": "-", "predictive": ":"}.items():
-        for colour, (phase, own) in zip(COLOURS, table[table.encoder == encoder].groupby("phase"), strict=False):
-            left.plot(own.step, (own.energy - lowest).clip(lower=1e-9), style, color=colour)
-            right.plot(own.step, own.residual, style, color=colour, label=f"{encoder}, {phase}")
-    left.set(xlabel="step", ylabel="energy above the lowest (mean of samples,\nwithout the cost)", yscale="log")
-    right.set(xlabel="step", ylabel="mean of the largest change of a state", yscale="log")
-    right.legend(frameon=False, fontsize=8, loc="lower left")
-    finish(figure, [left, right], rows, output_dir, "energy")
-
-
-def run(encoder, phase, dynamics, values, ready, neurons, force, time, steps, rows):
-    """Steps of a phase, each recorded."""
-    for step in range(time + 1, time + steps + 1):
-        before, (neurons, _) = neurons, dynamics.sweep(neurons, ready, step, force)
-        states = [n.membrane for n in neurons]
-        change = torch.stack(
-            [(n.membrane - b.membrane).abs().flatten(1).amax(1) for n, b in zip(neurons, before, strict=True)]
-        )
-        rows.append({
-            "encoder": encoder, "phase": phase, "step": step,
-            "energy": dynamics.energy(states, values).mean().item(), "residual": change.amax(0).mean().item(),
-        })  # fmt: skip
-    return neurons
+    labels = {
+        "energy": "energy above the lowest (mean of samples)",
+        "residual": "|rho(h) - u|, the largest of a sample",
+    }
+    for axis, (what, label) in zip(axes, labels.items(), strict=False):
+        for (encoder, (style, name)), colour in zip(ENCODERS.items(), COLOURS, strict=False):
+            own = table[(table.what == what) & (table.encoder == encoder)]
+            axis.plot(own.step, own.value.clip(lower=1e-12), style, color=colour, label=name)
+        axis.set(xlabel="step of the free phase", ylabel=label, yscale="log", ylim=(1e-9, None))
+    axes[1].legend(frameon=False, fontsize=8)
+    for l, colour in zip(range(len(model.layers)), COLOURS, strict=False):
+        own = table[table.what == f"layer {l}"]
+        axes[2].plot(own.step, own.value, color=colour, label=f"layer {l}")
+    axes[2].set(
+        xlabel="step of the nudged phase",
+        ylabel="known deviations: distance from\nthe settled ones, of their length",
+        yscale="log",
+    )
+    axes[2].legend(frameon=False, fontsize=8)
+    finish(figure, list(axes), rows, output_dir, "energy")
 
 
 @app.command()
 def raster(
     data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, image: int = 0, neurons: int = 50
 ) -> None:
-    """Spikes of one inference: some neurons of every layer, and what the readout makes of their traces."""
-    model = ep.pretrained("mnist-2c2fc")
+    """Signed events of one image: some neurons of every layer, in the free and in the nudged phase."""
+    free, nudged = 12, 8
+    model = ep.pretrained("mnist-2c2fc").variant(
+        relaxation=ep.Relaxation(free), estimator=ep.EquilibriumPropagation(steps=nudged)
+    )
     _, (x, y) = ep.MNISTDataModule(data_dir).load()
-    steps = 2 * model.relaxation.steps
+    x, y = x[image : image + 1], y[image : image + 1]
+    settling = model.free_phase(x, record=True).trajectory
+    deviating = model.nudged_phase(x, y, F.cross_entropy, record=True).trajectory
     with torch.no_grad():
-        values, dynamics = model._values(x[image : image + 1]), model.dynamics()
-        ready, states = dynamics.prepared(values), dynamics.rest(values)
-        fired, scores = [], []
-        for step in range(1, steps + 1):
-            states, spikes = dynamics.sweep(states, ready, step)
-            fired.append([s.flatten() for s in spikes])
-            scores.append(model.readout(states[-1].trace).softmax(1)[0])
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 5, width_ratios=[0.8, 1, 1, 1, 1.2])
-    axes[0].imshow(x[image, 0], cmap="gray_r")
-    axes[0].set(xticks=[], yticks=[], title=f"test image {image}: a {y[image].item()}")
+        scores = torch.cat([model.readout(u).softmax(1) for u in settling.traces[-1]])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, 5, width_ratios=[0.7, 1.2, 1.2, 1.2, 0.9])
+    axes[0].imshow(x[0, 0], cmap="gray_r")
+    axes[0].set(xticks=[], yticks=[], title=f"test image {image}: a {y.item()}")
     generator = torch.Generator().manual_seed(0)
     for l, axis in enumerate(axes[1:4]):
-        layer = torch.stack([f[l] for f in fired])
-        active = layer.sum(0).nonzero().flatten()
+        events = torch.cat([settling.spikes[l], deviating.spikes[l]]).flatten(1)
+        active = events.abs().sum(0).nonzero().flatten()
         shown = active[torch.randperm(len(active), generator=generator)[:neurons]]
-        at, which = layer[:, shown].nonzero(as_tuple=True)
-        axis.scatter(at + 1, which, s=6, marker="|", color="black")
-        axis.set(xlabel="step", yticks=[], xlim=(0, steps + 1))
-        axis.set_title(
-            f"layer {l}: {layer.sum():.0f} spikes,\n{len(active)} of {layer.shape[1]} neurons fire", fontsize=9
-        )
-    for k, line in enumerate(torch.stack(scores).T):
-        axes[4].plot(range(1, steps + 1), line, color=COLOURS[3] if k == y[image] else "0.7")
-    axes[4].set(xlabel="step", ylabel="probability of each class", ylim=(0, 1.02))
+        for sign, colour in {1: "black", -1: COLOURS[3]}.items():
+            at, which = (events[:, shown] == sign).nonzero(as_tuple=True)
+            axis.scatter(at + 1, which, s=12, marker="|", color=colour, label=f"{sign:+d}")
+        axis.axvline(free + 0.5, color="0.7", linewidth=0.8)
+        axis.set(xlabel="step", yticks=[], xlim=(0, free + nudged + 1))
+        first, second = (int(t.spikes[l].abs().sum()) for t in (settling, deviating))
+        axis.set_title(f"layer {l}, {events.shape[1]:,} neurons:\n{first:,} events free, {second:,} nudged", fontsize=9)
+    axes[1].set_ylabel(f"{neurons} of the neurons that fire")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, ncols=2, loc="outside lower center", frameon=False, markerscale=2)
+    for k, line in enumerate(scores.T):
+        axes[4].plot(range(1, free + 1), line, color=COLOURS[3] if k == y else "0.7")
+    axes[4].set(xlabel="step of the free phase", ylabel="probability of each class", ylim=(0, 1.02))
     finish(figure, [axes[4]], [], output_dir, "raster")
 
 
@@ -359,20 +354,17 @@ def curves(output_dir: OutputDir = RESULTS) -> None:
     for axis, (name, neuron) in zip(axes, neurons.items(), strict=True):
         linear = nn.Linear(1, 1, bias=False)
         linear.weight.fill_(1.0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the conversion changes
-            model = ep.convert(nn.Sequential(linear, neuron), encoder="graded")
-        settled = model.relax(current).states[0]
+        equilibrium = converted(nn.Sequential(linear, neuron), encoder="graded").free_phase(current).states[0]
         # In units of the current at which the converted neuron saturates.
-        drive = current * (settled[1] / current[1])
+        drive = current * (equilibrium[1] / current[1])
         own = rates(neuron, current)
         axis.plot(drive, own, color=COLOURS[0], label="original's rate")
-        axis.plot(drive, settled, "--", color=COLOURS[3], label="converted")
+        axis.plot(drive, equilibrium, "--", color=COLOURS[3], label="converted")
         axis.set_title(name, fontsize=9)
         axis.set(xlim=(0, 1.5))
         rows += [
             {"neuron": name, "drive": d.item(), "rate": o.item(), "equilibrium": s.item()}
-            for d, o, s in zip(drive, own, settled, strict=True)
+            for d, o, s in zip(drive, own, equilibrium, strict=True)
         ]
     for axis in axes[4:]:
         axis.set_xlabel("steady drive over threshold")

@@ -1,4 +1,4 @@
-"""Prints the recorded results as the table in examples/README.md: `python examples/results_table.py`."""
+"""Prints the recorded results as the tables in examples/README.md: `python examples/results_table.py`."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,33 @@ import pandas as pd
 import typer
 
 RESULTS = Path(__file__).parent / "results" / "results.jsonl"
+FORMER = "Measured with full phases, the method of earlier versions"
+PRESENT = "Measured with this version"
 
 
 def finished(path: Path) -> pd.DataFrame:
-    """The last line of every run that reached its last epoch, the newest run of a name and a seed."""
+    """The last line of every run that reached its last epoch; of a name, seed and method the newest."""
     lines = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+    lines["measured"] = [PRESENT if _is_present(row) else FORMER for row in lines.to_dict("records")]
     last = lines[lines.epoch == lines.epochs].sort_values("started")
-    return last.groupby(["name", "seed"]).tail(1)
+    return last.groupby(["measured", "name", "seed"]).tail(1)
+
+
+def _is_present(line: dict) -> bool:
+    """Records of earlier versions have no steps."""
+    return isinstance(line.get("steps"), list)
 
 
 def main(results: Annotated[Path, typer.Argument(help="What the runs have recorded.")] = RESULTS) -> None:
     """A row a recipe: the test error at the last epoch of each seed."""
     rows = finished(results)
+    for measured in (PRESENT, FORMER):
+        if (rows.measured == measured).any():
+            _print(measured, rows[rows.measured == measured])
+
+
+def _print(title: str, rows: pd.DataFrame) -> None:
+    print(f"#### {title}\n")
     print("| recipe | test error (%) | seeds | epochs | observe | augmented | minutes | products |")
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in rows.groupby("name"):
@@ -31,6 +46,7 @@ def main(results: Annotated[Path, typer.Argument(help="What the runs have record
             f"| `{name}` | {errors}{mean} | {', '.join(map(str, sorted(runs.seed)))} | {first.epochs} | {observe} | "
             f"{'yes' if first.augmented else 'no'} | {runs.seconds.mean() / 60:.0f} | {first.precision} |"
         )
+    print()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ SMOOTH = {
     "encoder": "graded",
     "feedback": 0.3,
     "relaxation": ep.Relaxation(400),
-    "gradient": ep.EquilibriumPropagation(beta=1e-3, steps=250),
+    "estimator": ep.EquilibriumPropagation(beta=1e-3, steps=250, nudging="symmetric"),
 }
 
 
@@ -88,7 +88,7 @@ def lateral() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
 
 
 class Residual(nn.Module):
-    """Spikes added to those before them, and what follows the sum; a batch normalisation; a shared convolution."""
+    """Spikes added to those before them, and what follows the sum; a batch normalization; a shared convolution."""
 
     def __init__(self):
         super().__init__()
@@ -137,10 +137,82 @@ def norse_recurrent() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
     return ep.convert(net, activation="sigmoid", **SMOOTH), torch.rand(6, 12)
 
 
+def max_pooling() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    """Max pooling between neurons: overlapping, in two kinds, and a piecewise linear module."""
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), leaky(0.9)),
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), leaky(1.1)),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(16, 8)),
+        *(leaky(), nn.Linear(8, 5)),
+    )
+    # Under a strong feedback winners may change places for ever.
+    return ep.convert(net, activation="sigmoid", **SMOOTH | {"feedback": 0.05}), torch.rand(4, 1, 10, 11)
+
+
+class _Drives(nn.Module):
+    """The input's drives of two layers."""
+
+    def __init__(self, inputs: int, first: int, second: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(inputs, first), nn.Linear(inputs, second)
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+class _Heads(nn.Module):
+    """A readout of two layers."""
+
+    def __init__(self, first: int, second: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(first, outputs), nn.Linear(second, outputs)
+
+    def forward(self, a, b):
+        return self.first(a) + self.second(b).tanh()
+
+
+def _several(driven=(0,), read=(2,)) -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    sizes = (8, 7, 6)
+    model = ep.ConvergentNetwork(
+        _Drives(10, 8, 7) if len(driven) > 1 else nn.Linear(10, 8),
+        [ep.Layer(nn.Parameter(0.7 + 0.5 * torch.rand(size)), "sigmoid") for size in sizes],
+        [ep.Connection(nn.Linear(sizes[i], sizes[j]), i, j) for i, j in [(0, 1), (1, 2), (0, 2)]],
+        _Heads(8, 6, 5) if len(read) > 1 else nn.Linear(6, 5),
+        driven=driven,
+        read=read,
+        **SMOOTH,
+    )
+    return model, torch.rand(5, 10)
+
+
+def several_driven() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    return _several(driven=(0, 1))
+
+
+def several_read() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    return _several(read=(0, 2))
+
+
+def deep() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    """Twelve layers under a weak feedback: the nudge reaches the first by a factor of 4e-9."""
+    sizes = (6,) * 12
+    model, x = by_hand([(l, l + 1) for l in range(11)], sizes, feedback=0.17)
+    return ep.initialize_(model, 4.0), x
+
+
+def backward() -> tuple[ep.ConvergentNetwork, torch.Tensor]:
+    """An edge from a later layer to an earlier one."""
+    model, x = by_hand([(0, 1), (1, 2), (2, 3), (3, 1)], (6, 5, 5, 4))
+    with torch.no_grad():
+        model.connections[3].module.weight.mul_(0.1)  # its adjoint comes back 11 times as strongly
+    return model, x
+
+
 PROBLEMS = {
     f.__name__: f
     for f in (
         *(perceptron, output_inside, convolutional, strided, grouped, skip, lateral),
         *(residual, recurrent, norse_recurrent),
+        *(max_pooling, several_driven, several_read, deep, backward),
     )
 }

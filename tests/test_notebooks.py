@@ -18,10 +18,6 @@ def outputs(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_there_are_five():
-    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs(name, tmp_path, monkeypatch):
     """The switch makes trainings short; files that a notebook writes go to where its copy lies."""

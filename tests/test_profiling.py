@@ -1,4 +1,7 @@
-"""The profile adds up, names every phase and layer, and changes nothing."""
+"""The profile times every part, names every phase and layer, and changes nothing."""
+
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,16 +13,51 @@ from ep_plugin import profiling
 from ep_plugin.cli import app
 from ep_plugin.models import small_convolutional
 
+ESTIMATORS = {
+    "ep": ep.EquilibriumPropagation(steps=3),
+    "full": ep.FullPhaseEP(steps=3),
+    "bptt": ep.BackpropThroughTime(),
+    "implicit": ep.ImplicitDifferentiation(),
+}
+PHASES = {
+    "ep": ["stem", "free phase", "readout and loss", "nudged phases", "contrast", "other"],
+    "full": ["stem", "free phase", "readout and loss", "nudged phases", "contrast", "other"],
+    "bptt": ["stem", "free phase", "readout and loss", "other"],
+    "implicit": ["stem", "free phase", "readout and loss", "adjoint", "other"],
+}
+EVERYTHING = ["layer 0 neurons", "layer 1 neurons", "0 -> 1 up", "0 -> 1 down"]
+FREE = dict.fromkeys(EVERYTHING, 4)
+NUDGED = {  # of three steps
+    # In its last step, from above, the lower layer is the last to move: nobody listens to it any more.
+    "ep": FREE | {"layer 0 neurons": 3, "layer 1 neurons": 3, "0 -> 1 up": 2, "0 -> 1 down": 3},
+    "full": dict.fromkeys(EVERYTHING, 3),
+}
 
-def test_parts_add_up_and_are_counted():
-    model = ep.convert(small_convolutional(), relaxation=ep.Relaxation(4), gradient=ep.EquilibriumPropagation(steps=3))
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for one second every time that it is read."""
+    ticks = itertools.count()
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    return ticks
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_call_of_every_part_is_timed(name, clock):
+    """A part that holds no other takes one second of that clock each time it runs, whatever the estimator."""
+    model = ep.convert(small_convolutional(), relaxation=ep.Relaxation(4), estimator=ESTIMATORS[name])
     result = ep.profile(model, torch.rand(5, 1, 8, 8), torch.randint(10, (5,)), repeats=2)
-    assert sum(part.seconds for part in result.parts) == pytest.approx(result.profiled)
-    calls = {(part.phase, part.name): part.calls for part in result.parts}
-    for phase, steps in (("free phase", 4), ("nudged phases", 3)):
-        for name in ("0 -> 1 up", "0 -> 1 down", "layer 0 neurons", "layer 1 neurons"):
-            assert calls[phase, name] == steps
-    assert calls["stem", "all"] == calls["contrast", "all"] == 1
+    assert list(dict.fromkeys(part.phase for part in result.parts)) == PHASES[name]
+    parts = {(part.phase, part.name): part for part in result.parts}
+    for phase, calls in (("free phase", FREE), ("nudged phases", NUDGED.get(name, {}))):
+        for own in calls:
+            assert (parts[phase, own].calls, parts[phase, own].seconds) == (calls[own], calls[own])
+    for phase in set(PHASES[name]) & {"stem", "contrast"}:
+        assert (parts[phase, "all"].calls, parts[phase, "all"].seconds) == (1, 1)
+    # Every part reads the clock at its start and at its end; what encloses it takes the seconds between.
+    sections = sum(part.calls for part in result.parts if part.phase != "other")
+    assert result.profiled == 2 * sections + 1
+    assert result.seconds == 1  # nothing but the step itself reads the clock, where no profile is taken
     assert profiling._active is None
 
 
@@ -36,12 +74,12 @@ def test_a_profile_changes_no_gradient_and_survives_an_error():
     assert profiling._active is None
 
 
-def test_command():
-    done = CliRunner().invoke(
-        app, ["profile", "--model", "digits", "--batch-size", "1", "--repeats", "1", "--bfloat16"]
-    )
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_command(name):
+    options = ["--model", "digits", "--batch-size", "1", "--repeats", "1", "--bfloat16", "--estimator", name]
+    done = CliRunner().invoke(app, ["profile", *options])
     assert done.exit_code == 0, done.output
-    for word in ("free phase", "nudged phases", "contrast", "0 -> 1 down", "layer 1 neurons", "bfloat16"):
+    for word in (*PHASES[name], "0 -> 1 down", "layer 1 neurons", "bfloat16", type(ESTIMATORS[name]).__name__):
         assert word in done.output
 
 
@@ -49,7 +87,8 @@ def test_command():
     ("options", "message"),
     [
         (["--model", "vgg"], "'2c2fc', 'perceptron', 'digits'"),
-        (["--encoder", "rate"], "'predictive'"),
+        (["--encoder", "rate"], "'adaptive_delta'"),
+        (["--estimator", "backprop"], "'ep', 'full', 'bptt', 'implicit'"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--repeats", "0"], "repeats is 0"),
     ],

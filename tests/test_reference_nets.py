@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ep_plugin as ep
-from ep_plugin.models import CentredWeight, convolutional_2c2fc
+from ep_plugin.models import CenteredWeight, convolutional_2c2fc
 
 
 def test_normalized_images_have_zero_mean_and_unit_deviation():
@@ -23,24 +23,24 @@ def test_normalize_refuses_no_deviation(std):
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 5, 5), (4, 7)])
-def test_centred_weights_sum_to_zero_and_so_do_their_gradients(shape):
+def test_centered_weights_sum_to_zero_and_so_do_their_gradients(shape):
     weight = torch.randn(shape, requires_grad=True)
-    centred = CentredWeight()(weight)
-    (centred * torch.randn(shape)).sum().backward()
-    for sums in centred.flatten(1).sum(1), weight.grad.flatten(1).sum(1):
+    centered = CenteredWeight()(weight)
+    (centered * torch.randn(shape)).sum().backward()
+    for sums in centered.flatten(1).sum(1), weight.grad.flatten(1).sum(1):
         assert sums.abs().max() < 1e-5
 
 
 @pytest.mark.usefixtures("float64")
-def test_gradients_of_a_normalized_and_centred_net_against_the_exact_reference():
-    net = convolutional_2c2fc((3, 4), 12, gain=2.0, normalize=(0.3, 0.4), centred=True)
+def test_gradients_of_a_normalized_and_centered_net_against_the_exact_reference():
+    net = convolutional_2c2fc((3, 4), 12, gain=2.0, normalize=(0.3, 0.4), centered=True)
     model = ep.convert(
         net,
         encoder="graded",
         activation="sigmoid",
         feedback=0.15,
         relaxation=ep.Relaxation(200),
-        gradient=ep.EquilibriumPropagation(beta=1e-3, steps=200),
+        estimator=ep.EquilibriumPropagation(beta=1e-3, steps=200, nudging="symmetric"),
     )
     x, y = torch.rand(3, 1, 28, 28), torch.randint(10, (3,))
     found = ep.gradient_agreement(model, x, y, F.cross_entropy, reference=ep.ImplicitDifferentiation())

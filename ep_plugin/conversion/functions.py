@@ -1,12 +1,15 @@
 """Functions that a traced forward calls, as the modules that do the same."""
 
+import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     F.avg_pool1d: nn.AvgPool1d,
@@ -17,6 +20,7 @@ _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     F.adaptive_avg_pool3d: nn.AdaptiveAvgPool3d,
     F.adaptive_max_pool1d: nn.AdaptiveMaxPool1d,
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    F.adaptive_max_pool3d: nn.AdaptiveMaxPool3d,
     F.max_pool1d: nn.MaxPool1d,
     F.max_pool2d: nn.MaxPool2d,
     F.max_pool3d: nn.MaxPool3d,
@@ -27,7 +31,12 @@ _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), nn.Sigmoid),
     **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), nn.Tanh),
     F.leaky_relu: nn.LeakyReLU,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
     F.gelu: nn.GELU,
+    F.silu: nn.SiLU,
+    F.elu: nn.ELU,
+    F.softplus: nn.Softplus,
     F.pixel_shuffle: nn.PixelShuffle,
     F.pixel_unshuffle: nn.PixelUnshuffle,
 }
@@ -68,21 +77,31 @@ class Size(int):
     __hash__ = int.__hash__
 
 
-class Function(nn.Module):
-    """A function of one tensor among other arguments."""
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor stands among a function's arguments."""
 
-    def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], place: int
-    ) -> None:
+    number: int
+
+
+class Function(nn.Module):
+    """A function of one or several tensors, with its other arguments fixed.
+
+    Args:
+        function: what is called.
+        args, options: its arguments, tensors by their slots.
+    """
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         super().__init__()
-        self.function, self.args, self.options, self.place = function, args, options, place
+        self.function, self.args, self.options = function, args, options
 
     def extra_repr(self) -> str:
         return getattr(self.function, "__name__", str(self.function))
 
-    def forward(self, x: Tensor) -> Tensor:
-        before, after = self.args[: self.place], self.args[self.place :]
-        return self.function(*before, x, *after, **self.options)
+    def forward(self, *tensors: Tensor) -> Tensor:
+        args: Any = map_aggregate((self.args, self.options), lambda a: tensors[a.number] if isinstance(a, Slot) else a)
+        return self.function(*args[0], **args[1])
 
 
 def modules_of(
@@ -106,12 +125,14 @@ def modules_of(
             p = args[0] if args else options.get("p", 0.5)
             training = args[1] if len(args) > 1 else options.get("training", True)
             return [_DROPOUTS[function](p)] if training else [nn.Identity()]
+        if function in (torch.clamp, Tensor.clamp):
+            return [_clamped(*args, **options)]
         if function is F.pad:
             return [_padding(*args, **options)]
         if function is F.interpolate:
             known = {k: v for k, v in options.items() if k not in ("recompute_scale_factor", "antialias") or v}
             return [nn.Upsample(*args, **known)]
-    return [Function(function, args, options, place)]
+    return [Function(function, (*args[:place], Slot(0), *args[place:]), options)]
 
 
 def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
@@ -125,6 +146,13 @@ def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
     if len(rest) == 1:  # a size that is not the sample's shows when the next module does not fit
         return [nn.Flatten(1)]
     return [nn.Flatten(1), nn.Unflatten(1, tuple(rest))]
+
+
+def _clamped(min: float | None = None, max: float | None = None) -> nn.Module:
+    low, high = -math.inf if min is None else min, math.inf if max is None else max
+    if not low < high:
+        raise ValueError(f"the range from {low} to {high} is empty")
+    return nn.Hardtanh(low, high)
 
 
 def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> nn.Module:

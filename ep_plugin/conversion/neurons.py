@@ -6,13 +6,13 @@ the threshold of the original, per neuron where they are. `snntorch` and `norse`
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 from torch import Tensor, nn
 
-from ep_plugin.neurons.activations import Activation
+from ep_plugin.dynamics.activations import Activation
 
-NO_TIME = "the input is that of one step, [batch, ...], with no time axis (unless time_first=True)"
+LearnableLeak = Literal["refuse", "freeze"]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Neuron:
     lateral: nn.Module | None = None
 
 
-class Library(Protocol):
+class Adapter(Protocol):
     """What `ep_plugin.conversion.snntorch` and `.norse` know of their neurons."""
 
     def is_neuron(self, module: nn.Module) -> bool:
@@ -48,26 +48,29 @@ class Library(Protocol):
     def steady_membrane(self, place: str, module: nn.Module) -> nn.Module:
         """The membrane over a steady input; a ValueError where there is none."""
 
-    def described(self, place: str, module: nn.Module, freeze_leak: bool) -> Neuron:
+    def described(self, place: str, module: nn.Module, learnable_leak: LearnableLeak) -> Neuron:
         """What the layer takes over; a ValueError for settings without a counterpart."""
+
+    def runs_over_time(self, module: nn.Module) -> bool:
+        """Whether a call of the neuron takes all time steps of its input."""
 
     def differences(self, neurons: dict[str, nn.Module]) -> list[str]:
         """In words: what the converted neurons do not share with the originals."""
 
 
-def library(module: nn.Module) -> Library | None:
-    """The library whose neuron this is; None for other modules. Imports only what the model uses."""
+def find_adapter(module: nn.Module) -> Adapter | None:
+    """The adapter of the library whose neuron this is; None for other modules. Imports only what the model uses."""
     homes = {base.__module__.split(".")[0] for base in type(module).__mro__}
     for name in ("snntorch", "norse"):
         if name in homes:
-            found = cast(Library, import_module(f"ep_plugin.conversion.{name}"))
+            found = cast(Adapter, import_module(f"ep_plugin.conversion.{name}"))
             return found if found.is_neuron(module) else None
     return None
 
 
-def of(module: nn.Module) -> Library:
-    """The library of a module that is a neuron."""
-    found = library(module)
+def adapter_for(module: nn.Module) -> Adapter:
+    """The adapter of a module that is a neuron."""
+    found = find_adapter(module)
     assert found is not None
     return found
 
@@ -78,9 +81,9 @@ def place_of(name: str, module: nn.Module) -> str:
 
 def differences(originals: dict[str, nn.Module]) -> list[str]:
     """In words, library by library: what the converted neurons do not share with the originals."""
-    libraries = dict.fromkeys(of(module) for module in originals.values())
+    adapters = dict.fromkeys(adapter_for(module) for module in originals.values())
     return [
         note
-        for found in libraries
-        for note in found.differences({n: m for n, m in originals.items() if of(m) is found})
+        for adapter in adapters
+        for note in adapter.differences({n: m for n, m in originals.items() if adapter_for(m) is adapter})
     ]

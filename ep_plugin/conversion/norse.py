@@ -25,14 +25,15 @@ import torch
 from norse import torch as norse
 from torch import Tensor, nn
 
-from ep_plugin.conversion.neurons import NO_TIME, Neuron
-from ep_plugin.modules import Scale, SteadyMembrane
+from ep_plugin.conversion.neurons import LearnableLeak, Neuron
+from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.norse import ConvergentLIFBoxCell
 
 _SYNAPTIC = (norse.LIFCell, norse.LIF, norse.LIFRecurrentCell, norse.LIFRecurrent)
 _BOX = (norse.LIFBoxCell, ConvergentLIFBoxCell)
 _INTEGRATE_AND_FIRE = (norse.IAFCell, norse.IAF)
 _RECURRENT = (norse.LIFRecurrentCell, norse.LIFRecurrent)
+_OVER_TIME = (norse.LIF, norse.LIFRecurrent, norse.IAF)
 _INTEGRATORS = (norse.LICell, norse.LI, norse.LIBoxCell, norse.LILinearCell)
 _CONVERTED = (*_SYNAPTIC, *_BOX, *_INTEGRATE_AND_FIRE, *_INTEGRATORS)
 
@@ -100,13 +101,13 @@ def steady_membrane(place: str, module: nn.Module) -> nn.Module:
     )
 
 
-def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
+def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
     p, resting = module.p, "v_reset" if isinstance(module, _INTEGRATE_AND_FIRE) else "v_leak"
     for name in p._fields:
-        if isinstance(getattr(p, name), nn.Parameter) and name != "v_th" and not freeze_leak:
+        if isinstance(getattr(p, name), nn.Parameter) and name != "v_th" and learnable_leak == "refuse":
             raise ValueError(
                 f"{place} has a learnable {name}, which is fixed in the converted neuron. Use a plain tensor, or "
-                "convert(..., freeze_leak=True) to leave it as it is"
+                "convert(..., learnable_leak='freeze') to leave it as it is"
             )
     rest = torch.as_tensor(getattr(p, resting)).detach()
     threshold = torch.as_tensor(p.v_th)
@@ -130,6 +131,10 @@ def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
     )
 
 
+def runs_over_time(module: nn.Module) -> bool:
+    return isinstance(module, _OVER_TIME)
+
+
 def differences(neurons: dict[str, Any]) -> list[str]:
     notes = []
     others = [n for n in neurons.values() if not isinstance(n, ConvergentLIFBoxCell)]
@@ -147,8 +152,6 @@ def differences(neurons: dict[str, Any]) -> list[str]:
         for constant in n.p._fields:
             if isinstance(getattr(n.p, constant), nn.Parameter) and constant != "v_th":
                 notes.append(f"the learnable {constant} of {name} stays as it is")
-    if any(isinstance(n, (norse.LIF, norse.IAF, norse.LIFRecurrent)) for n in neurons.values()):
-        notes.append(NO_TIME)
     return notes
 
 

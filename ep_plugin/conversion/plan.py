@@ -1,14 +1,16 @@
 """What a model computes in one step, as conversion reads it from a sequence or from a traced forward.
 
-A signal is the input, a neuron's spikes, a module applied to a signal, or a sum of signals times
-numbers. Two signals are equal where they say the same thing, whatever the step they were read in.
+A signal is the input, a neuron's spikes, a module applied to one or several signals, or a sum of
+signals times numbers. Two signals are equal where they say the same thing, whatever the step they
+were read in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,49 @@ class Spikes:
     neuron: str
 
 
+class _Made:
+    """A signal made of others. They are shared, so its hash is reckoned once, and not anew for each user."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 @dataclass(frozen=True)
-class Applied:
+class Applied(_Made):
     """`module` (called `name` in the model) applied to a signal."""
 
     name: str
     module: nn.Module
     signal: "Signal"
 
+    __hash__ = _Made.__hash__
+
 
 @dataclass(frozen=True)
-class Combination:
+class Joined(_Made):
+    """`module` (called `name`) applied to several signals in any other way than adding them up."""
+
+    name: str
+    module: nn.Module
+    signals: tuple["Signal", ...]
+
+    __hash__ = _Made.__hash__
+
+
+@dataclass(frozen=True)
+class Combination(_Made):
     """A sum of signals, each times a number."""
 
     terms: tuple[tuple["Signal", float], ...]
 
+    __hash__ = _Made.__hash__
 
-Signal: TypeAlias = Input | Spikes | Applied | Combination
+
+Signal: TypeAlias = Input | Spikes | Applied | Joined | Combination
 
 
 @dataclass
@@ -56,65 +84,59 @@ def combine(terms: list[tuple[Signal, float]]) -> Signal:
     """The sum, with equal signals taken together."""
     total: dict[Signal, float] = {}
     for signal, factor in terms:
-        parts = signal.terms if isinstance(signal, Combination) else ((signal, 1.0),)
-        for part, own in parts:
+        for part, own in signal.terms if isinstance(signal, Combination) else ((signal, 1.0),):
             total[part] = total.get(part, 0.0) + own * factor
     if len(total) == 1 and next(iter(total.values())) == 1:
         return next(iter(total))
     return Combination(tuple(total.items()))
 
 
-def sources(signal: Signal) -> Iterator[Input | Spikes]:
-    """Where a signal comes from."""
+def parts(signal: Signal) -> tuple[Signal, ...]:
+    """The signals that a signal is made of directly."""
     if isinstance(signal, Applied):
-        yield from sources(signal.signal)
-    elif isinstance(signal, Combination):
-        for part, _ in signal.terms:
-            yield from sources(part)
-    else:
-        yield signal
+        return (signal.signal,)
+    if isinstance(signal, Joined):
+        return signal.signals
+    if isinstance(signal, Combination):
+        return tuple(part for part, _ in signal.terms)
+    return ()
 
 
-def behind(signal: Signal, done: Signal, prefix: str) -> Signal:
-    """`done`, which says what becomes of an input, with `signal` as the input and the names prefixed."""
+def signals_in(signals: Sequence[Signal], given: Container[Signal] = ()) -> list[Signal]:
+    """These signals and all that they are made of, each once, after what it is made of itself.
+
+    What is `given` is left out, and not looked into.
+    """
+    found: dict[Signal, None] = {}
+
+    def visit(signal: Signal) -> None:
+        if signal not in given and signal not in found:
+            for part in parts(signal):
+                visit(part)
+            found[signal] = None
+
+    for signal in signals:
+        visit(signal)
+    return list(found)
+
+
+def sources(*signals: Signal) -> list[Input | Spikes]:
+    """Where signals come from."""
+    return [s for s in signals_in(signals) if isinstance(s, (Input, Spikes))]
+
+
+def modules_in(*signals: Signal) -> list[nn.Module]:
+    """The modules that make signals of their sources, each once."""
+    return list(dict.fromkeys(s.module for s in signals_in(signals) if isinstance(s, (Applied, Joined))))
+
+
+def substitute_input(done: Signal, signal: Signal, prefix: str) -> Signal:
+    """`done`, which says what becomes of an input, with `signal` as that input and the names prefixed."""
     if isinstance(done, Applied):
-        return Applied(prefix + done.name, done.module, behind(signal, done.signal, prefix))
+        return Applied(prefix + done.name, done.module, substitute_input(done.signal, signal, prefix))
+    if isinstance(done, Joined):
+        inside = tuple(substitute_input(part, signal, prefix) for part in done.signals)
+        return Joined(prefix + done.name, done.module, inside)
     if isinstance(done, Combination):
-        return combine([(behind(signal, part, prefix), factor) for part, factor in done.terms])
+        return combine([(substitute_input(part, signal, prefix), factor) for part, factor in done.terms])
     return signal
-
-
-class Computation(nn.Module):
-    """A signal that branches and joins, as a module of its source."""
-
-    def __init__(self, signal: Signal) -> None:
-        super().__init__()
-        self.signal = signal
-        self.parts = nn.ModuleList(dict.fromkeys(_modules(signal)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        known: dict[Signal, Tensor] = {}
-
-        def value(signal: Signal) -> Tensor:
-            if signal not in known:
-                if isinstance(signal, Applied):
-                    known[signal] = signal.module(value(signal.signal))
-                elif isinstance(signal, Combination):
-                    total, *others = (value(part) * factor for part, factor in signal.terms)
-                    for other in others:
-                        total = total + other
-                    known[signal] = total
-                else:
-                    known[signal] = x
-            return known[signal]
-
-        return value(self.signal)
-
-
-def _modules(signal: Signal) -> Iterator[nn.Module]:
-    if isinstance(signal, Applied):
-        yield from _modules(signal.signal)
-        yield signal.module
-    elif isinstance(signal, Combination):
-        for part, _ in signal.terms:
-            yield from _modules(part)

@@ -8,10 +8,10 @@ from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
 
 def is_sequence(net: nn.Module) -> bool:
     """Whether no module in it calls neurons in a forward of its own."""
-    if neurons.library(net) is not None:
+    if neurons.find_adapter(net) is not None:
         return True
     return _is_container(net) and all(
-        neurons.library(m) is not None or not any(neurons.library(inner) for inner in m.modules())
+        neurons.find_adapter(m) is not None or not any(neurons.find_adapter(inner) for inner in m.modules())
         for _, m in _leaves(net)
     )
 
@@ -21,7 +21,7 @@ def read(net: nn.Module) -> Plan:
     plan = Plan({}, {}, Input())
     signal: Signal = plan.output
     for name, module in _leaves(net):
-        found = neurons.library(module)
+        found = neurons.find_adapter(module)
         if found is None:
             signal = Applied(name, module, signal)
         elif (parts := found.integrator(module)) is not None:

@@ -29,10 +29,12 @@ from typing import Any
 
 import snntorch as snn
 import torch
+from snntorch._neurons import rleaky, rsynaptic
 from torch import Tensor, nn
 
-from ep_plugin.conversion.neurons import Neuron
-from ep_plugin.modules import Scale, SteadyMembrane
+from ep_plugin.conversion.neurons import LearnableLeak, Neuron
+from ep_plugin.linear.base import register_linear
+from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.snntorch import ConvergentLeaky
 
 
@@ -92,11 +94,16 @@ _REFUSED = {
 }
 
 
+# What RLeaky and RSynaptic keep elementwise weights V in.
+_ONE_TO_ONE = (rleaky.RecurrentOneToOne, rsynaptic.RecurrentOneToOne)
+for _kind in _ONE_TO_ONE:
+    register_linear(_kind)
+
+
 def is_neuron(module: nn.Module) -> bool:
-    kind = type(module)
-    if kind.__name__ == "RecurrentOneToOne":  # what RLeaky and RSynaptic keep their V in
+    if isinstance(module, _ONE_TO_ONE):
         return False
-    return isinstance(module, snn.SpikingNeuron) or kind.__module__.startswith("snntorch.")
+    return isinstance(module, snn.SpikingNeuron) or type(module).__module__.startswith("snntorch.")
 
 
 def check(place: str, module: nn.Module) -> None:
@@ -139,12 +146,12 @@ def steady_membrane(place: str, module: Any) -> nn.Module:
     return SteadyMembrane(formula, constants)
 
 
-def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
+def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
     for leak in ("beta", "alpha"):
-        if isinstance(getattr(module, leak, None), nn.Parameter) and not freeze_leak:
+        if isinstance(getattr(module, leak, None), nn.Parameter) and learnable_leak == "refuse":
             raise ValueError(
                 f"{place} has a learnable leak ({leak}), on which the equilibrium does not depend: its gradient would "
-                f"be zero. Use learn_{leak}=False, or convert(..., freeze_leak=True) to leave it as it is"
+                f"be zero. Use learn_{leak}=False, or convert(..., learnable_leak='freeze') to leave it as it is"
             )
     if isinstance(module.graded_spikes_factor, nn.Parameter) or bool((module.graded_spikes_factor != 1).any()):
         raise ValueError(
@@ -168,6 +175,11 @@ def described(place: str, module: Any, freeze_leak: bool) -> Neuron:
         module.activation if isinstance(module, ConvergentLeaky) else None,
         lateral=module.recurrent if isinstance(module, _RECURRENT) else None,
     )
+
+
+def runs_over_time(module: nn.Module) -> bool:
+    """None of them: a loop over the steps is the model's own."""
+    return False
 
 
 def differences(neurons: dict[str, Any]) -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import neurons
-from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum, modules_of
+from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Function, Size, Slot, as_sum, modules_of
 from ep_plugin.conversion.neurons import place_of
-from ep_plugin.conversion.plan import Applied, Combination, Input, Plan, Signal, Spikes, combine
+from ep_plugin.conversion.plan import Applied, Combination, Input, Joined, Plan, Signal, Spikes, combine
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class _Unknown:
     is_sentence: bool = False
 
 
-_Value = Input | Spikes | Applied | Combination | _Recorded | _Unknown
-_SIGNALS = (Input, Spikes, Applied, Combination)
+_Value = Signal | _Recorded | _Unknown
+_SIGNALS = (Input, Spikes, Applied, Joined, Combination)
 _TIMES = _Unknown("a record of all time steps")
 _OVER_TIME = (Tensor.sum, torch.sum, Tensor.mean, torch.mean)
 
@@ -104,13 +104,13 @@ class _Tracer(fx.Tracer):
         return _Traced(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if neurons.library(m) is not None:
+        if neurons.find_adapter(m) is not None:
             return True
-        return type(m) is not nn.Sequential and not any(neurons.library(inner) for inner in m.modules())
+        return type(m) is not nn.Sequential and not any(neurons.find_adapter(inner) for inner in m.modules())
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         called: Any = super().call_module(m, forward, args, kwargs)
-        found = neurons.library(m)
+        found = neurons.find_adapter(m)
         if found is None or not (count := found.outputs(m)):
             return called
         return tuple(called[i] for i in range(count))
@@ -131,6 +131,7 @@ class _Reader:
         self.modules = dict(root.named_modules())
         self.constants = root
         self.values: dict[fx.Node, _Value] = {}
+        self.known: dict[_Value, _Value] = {}  # equal values are one object, so that they are quickly compared
         self.written: dict[str, _Value] = {}  # constant tensors that the forward fills: name -> what with
         self.made: dict[tuple[Any, ...], list[nn.Module]] = {}  # the same function is the same module in every step
         self.found = Plan({}, {}, Input())
@@ -143,7 +144,8 @@ class _Reader:
             elif node.op == "placeholder":
                 self.values[node] = Input() if node is first else _Unknown(f"the argument {node.target!r} of forward")
             else:
-                self.values[node] = getattr(self, f"_{node.op}")(node)
+                value = getattr(self, f"_{node.op}")(node)
+                self.values[node] = self.known.setdefault(value, value)
         return self.found
 
     def _output(self, output: Any) -> Signal:
@@ -172,11 +174,10 @@ class _Reader:
 
     def _membrane(self, name: str) -> _Value:
         """The membrane that a neuron returns beside its spikes."""
-        module = self.modules[name]
+        module, place = self.modules[name], place_of(name, self.modules[name])
+        adapter = neurons.adapter_for(module)
         try:
-            steady = self._once(
-                ("membrane", name), lambda: [neurons.of(module).steady_membrane(place_of(name, module), module)]
-            )
+            steady = self._once(("membrane", name), lambda: [adapter.steady_membrane(place, module)])
         except ValueError as error:
             return _Unknown(str(error), is_sentence=True)
         return self._then(name, steady, self.found.received[name])
@@ -186,12 +187,15 @@ class _Reader:
 
     def _call_module(self, node: fx.Node) -> _Value:
         name = str(node.target)
-        module, found = self.modules[name], neurons.library(self.modules[name])
+        module, found = self.modules[name], neurons.find_adapter(self.modules[name])
         received = self._value(next(iter((*node.args, *node.kwargs.values())), None))
         if found is None:
-            if len(node.args) != 1 or node.kwargs:
+            if len(node.args) == 1 and not node.kwargs:
+                return self._then(name, [module], received)
+            signals = tuple(v for a in node.args if isinstance(v := self._value(a), _SIGNALS))
+            if node.kwargs or len(signals) < len(node.args):
                 return _Unknown(f"{place_of(name, module)}, which is called with more than one argument")
-            return self._then(name, [module], received)
+            return Joined(name, module, signals)
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
         signal = self._signal(received, place_of(name, module))
@@ -224,7 +228,7 @@ class _Reader:
         if part is not None:
             return part
         if function in (torch.stack, torch.cat) and isinstance(args[0], (list, tuple)):
-            return self._stacked(args[0], (*args[1:], *options.values()), function)
+            return self._stacked(function, args, options)
         if function in _OVER_TIME and isinstance(recorded := self._value(args[0]), _Recorded):
             if (*args[1:], *options.values()) not in ((0,), ((0,),)):
                 return _TIMES
@@ -243,12 +247,12 @@ class _Reader:
         return self._function(node, function, args, options)
 
     def _function(self, node: fx.Node, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> _Value:
-        """A function of one tensor."""
+        """A function of one tensor, or of several."""
         name = getattr(function, "__name__", str(function))
         places = [i for i, a in enumerate(args) if isinstance(a, fx.Node)]
         rest = list(_flat((*args, *options.values())))
         if len(places) != 1 or sum(isinstance(a, fx.Node) for a in rest) != 1:
-            return _Unknown(f"{name}() of several tensors (outside of the neurons a module of its own may do that)")
+            return self._joined(name, function, args, options)
         place = places[0]
         others = (*args[:place], *args[place + 1 :])
         key = (function, repr(others), repr(options), place)
@@ -258,10 +262,27 @@ class _Reader:
             return _Unknown(f"{name}(), called with {others} {options or ''}: {error}")
         return self._then(name, made, self._value(args[place]))
 
+    def _joined(self, name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> _Value:
+        """A function of several tensors, which may stand before the first neuron or after the last."""
+        nodes = [a for a in dict.fromkeys(_flat((*args, *options.values()))) if isinstance(a, fx.Node)]
+        values = [self._value(node) for node in nodes]
+        signals = tuple(v for v in values if isinstance(v, _SIGNALS))
+        if not signals or len(signals) < len(values):
+            return next((v for v in values if isinstance(v, _Unknown) and v.is_sentence), None) or _Unknown(
+                f"{name}() of several tensors (outside of the neurons a module of its own may do that)"
+            )
+
+        def slot(node: fx.Node) -> Any:
+            return Slot(nodes.index(node))
+
+        args, options = fx.map_arg((args, options), slot)
+        (made,) = self._once((function, repr(args), repr(options)), lambda: [Function(function, args, options)])
+        return Joined(name, made, signals) if len(signals) > 1 else Applied(name, made, signals[0])
+
     def _item(self, of: fx.Node, index: Any) -> _Value | None:
         value = self.values[of]
         name = str(of.target)
-        found = neurons.library(self.modules[name]) if of.op == "call_module" else None
+        found = neurons.find_adapter(self.modules[name]) if of.op == "call_module" else None
         if found is not None and (count := found.outputs(self.modules[name])):
             if found.integrator(self.modules[name]) is not None:
                 return value if index == 0 else _Unknown(f"the state of {name!r}")
@@ -278,11 +299,11 @@ class _Reader:
             return value.signal if isinstance(index, int) else _Unknown("some of the recorded time steps")
         return None
 
-    def _stacked(self, parts: Any, dim: tuple[Any, ...], function: Any) -> _Value:
-        values = [self._value(p) for p in parts]
-        if function is torch.stack and dim in ((), (0,)) and len(set(values)) == 1:
+    def _stacked(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> _Value:
+        values = [self._value(p) for p in args[0]]
+        if function is torch.stack and (*args[1:], *options.values()) in ((), (0,)) and len(set(values)) == 1:
             return _Recorded(values[0], len(values)) if isinstance(values[0], _SIGNALS) else values[0]
-        return _Unknown(f"{function.__name__}() of several tensors")
+        return self._joined(function.__name__, function, args, options)
 
     def _then(self, name: str, modules: list[nn.Module], value: _Value) -> _Value:
         """The modules, one after the other, applied to a value."""

@@ -12,9 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from ep_plugin.checks import count
-from ep_plugin.gradients.equilibrium_propagation import EquilibriumPropagation
+from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
+from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.lightning.module import EPLightningModule
+from ep_plugin.validation import count
 
 
 class RecordErrors(L.Callback):
@@ -28,11 +29,14 @@ class RecordErrors(L.Callback):
 
     A line holds `name`, `started` (time of the run's start, UTC), `seed`, `epoch` and `epochs`;
     `error` in percent of the images that `watched` names ("test", or "held out" training images);
-    `seconds` of training so far; the model's `estimator`, `encoder`, `observe` and `relaxation`;
+    `seconds` of training so far; the model's settings, and `steps` of its free and nudged phase;
     `augmented`, `batch_size`, and the environment.
 
     Raises:
         ValueError: the directory cannot be made.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[RecordErrors("results.jsonl", "mnist")])
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -74,51 +78,60 @@ class RecordErrors(L.Callback):
 class FewStepsFirst(L.Callback):
     """Short phases in the first epochs, where a rough gradient does; then those that the model was given.
 
+    With 4 free and 2 nudged steps a training step of 2C2FC takes three fifths of the time, and the gradient has
+    cosines of .94 and more (after 200 batches of MNIST). A phase that is as short already stays as it is.
+
     Args:
         epochs: how many epochs have short phases, 1 or more.
-        free, nudged: their steps, 1 or more.
+        free: their steps of the free phase, 1 or more.
+        nudged: their steps of the nudged phase, 1 or more.
 
     Raises:
-        ValueError, TypeError: a number is out of its range, or the module is not an
-            `EPLightningModule` trained by `EquilibriumPropagation`.
+        ValueError: a number is below 1. In fitting: the model's events have fixed weights.
+        TypeError: a number is no whole one. In fitting: the module is no `EPLightningModule` whose model is
+            trained by `EquilibriumPropagation` or `FullPhaseEP`.
+
+    Example:
+        >>> trainer = L.Trainer(max_epochs=8, callbacks=[FewStepsFirst(4)])
     """
 
-    def __init__(self, epochs: int, free: int = 8, nudged: int = 4) -> None:
+    def __init__(self, epochs: int, free: int = 4, nudged: int = 2) -> None:
         self.epochs, self.free, self.nudged = count("epochs", epochs), count("free", free), count("nudged", nudged)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not isinstance(pl_module, EPLightningModule) or not isinstance(
-            pl_module.model.gradient, EquilibriumPropagation
-        ):
+        model = pl_module.model if isinstance(pl_module, EPLightningModule) else None
+        if model is None or not isinstance(model.estimator, (EquilibriumPropagation, FullPhaseEP)):
             raise TypeError(
                 f"FewStepsFirst was given a {type(pl_module).__name__}; expected an EPLightningModule whose model "
-                "has EquilibriumPropagation as its gradient"
+                "has EquilibriumPropagation or FullPhaseEP as its estimator"
             )
-        self.given = pl_module.model.relaxation, pl_module.model.gradient
+        if model.event_weights is not None:
+            raise ValueError(
+                "FewStepsFirst cannot shorten the phases of events with fixed weights: these are constants of every "
+                'step, and hold for the number of steps that they were found with. Use AdaptiveDelta("sample"), '
+                "or leave FewStepsFirst out"
+            )
+        self.given = model.relaxation, model.estimator
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, EPLightningModule)
-        relaxation, gradient = self.given
+        model = pl_module.model
+        model.relaxation, model.estimator = self.given
         if trainer.current_epoch < self.epochs:
-            relaxation, gradient = replace(relaxation, steps=self.free), replace(gradient, steps=self.nudged)
-        pl_module.model.relaxation, pl_module.model.gradient = relaxation, gradient
+            free, nudged = model.steps
+            model.relaxation = replace(model.relaxation, steps=min(self.free, free))
+            assert isinstance(model.estimator, (EquilibriumPropagation, FullPhaseEP))
+            model.estimator = replace(model.estimator, steps=min(self.nudged, nudged))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EPLightningModule)
-        pl_module.model.relaxation, pl_module.model.gradient = self.given
+        pl_module.model.relaxation, pl_module.model.estimator = self.given
 
 
 def _model(module: L.LightningModule) -> dict[str, Any]:
     if not isinstance(module, EPLightningModule):
         return {"estimator": f"{type(module).__name__}({getattr(module, 'num_steps', '')})"}
-    model = module.model
-    return {
-        "estimator": repr(model.gradient),
-        "encoder": repr(model.encoder),
-        "observe": model.observe,
-        "relaxation": repr(model.relaxation),
-        "feedback": list(model.feedback),
-    }
+    return {**module.model.settings.plain(), "steps": list(module.model.steps)}
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any]:

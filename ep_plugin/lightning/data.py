@@ -1,6 +1,6 @@
 """Data modules: images `[B, 1, H, W]` in [0, 1] and their classes `[B]`.
 
-A normalisation, if any, is part of the network. The sets are small, so they are kept as tensors.
+A normalization, if any, is part of the network. The sets are small, so they are kept as tensors.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ep_plugin.checks import count, finite_number
+from ep_plugin.validation import count, finite_number
 
 Images = tuple[Tensor, Tensor]
 Augmentation = nn.Module | Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ class _Augmented(TensorDataset):
 class _ImageDataModule(L.LightningDataModule):
     """Training images (shuffled by `seed`, the last tenth of them held out for validation) and test images.
 
-    The arguments are told in `DigitsDataModule`.
+    `DigitsDataModule` describes the arguments.
     """
 
     def __init__(
@@ -101,11 +101,12 @@ class DigitsDataModule(_ImageDataModule):
     Batches are images `[B, 1, 8, 8]` in [0, 1] and their classes `[B]`.
 
     Args:
-        batch_size: images a batch, 1 or more.
-        train_samples: take only the first so many of the shuffled training images.
+        batch_size: images per batch, 1 or more.
+        train_samples: use only the first `train_samples` of the shuffled training images.
         seed: of the shuffles.
         validation: share of the training images that is held out, in (0, 1); or "test": train on all
-            of them and watch the test images, by which no choice may then be made.
+            of them and measure the error of the test images after every epoch. No choice may then be made
+            by it.
         augmentation: from one training image `[1, H, W]` to another, such as a transform of
             torchvision; it draws from PyTorch's global generator.
         rate_coded: number of steps of spike trains `[T, B, 1, H, W]` that the images become, each
@@ -113,7 +114,11 @@ class DigitsDataModule(_ImageDataModule):
             for every batch; None leaves them as they are.
 
     Raises:
-        ValueError, TypeError: a number is out of its range.
+        ValueError: a number is out of its range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = DigitsDataModule(batch_size=32)
     """
 
     def load(self) -> tuple[Images, Images]:
@@ -172,12 +177,21 @@ class MNISTDataModule(_TorchvisionDataModule):
 
     Args:
         data_dir: a directory in torchvision's layout, which holds MNIST/raw.
-        download: let torchvision fetch the files into it.
-        batch_size, train_samples, seed, validation, augmentation, rate_coded: as in `DigitsDataModule`.
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        download: let torchvision fetch the files into `data_dir`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
 
     Raises:
-        ValueError, TypeError: `data_dir` does not hold the files and `download` is not set, or a number
-            is out of its range.
+        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
+            range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = MNISTDataModule("data", batch_size=64)
     """
 
     name = "MNIST"
@@ -190,12 +204,21 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
 
     Args:
         data_dir: a directory in torchvision's layout, which holds FashionMNIST/raw.
-        download: let torchvision fetch the files into it.
-        batch_size, train_samples, seed, validation, augmentation, rate_coded: as in `DigitsDataModule`.
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        download: let torchvision fetch the files into `data_dir`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
 
     Raises:
-        ValueError, TypeError: `data_dir` does not hold the files and `download` is not set, or a number
-            is out of its range.
+        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
+            range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = FashionMNISTDataModule("data", batch_size=64)
     """
 
     name = "FashionMNIST"

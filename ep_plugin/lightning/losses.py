@@ -6,7 +6,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ep_plugin.checks import chosen
+from ep_plugin.validation import chosen
 
 Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 

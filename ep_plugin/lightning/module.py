@@ -10,9 +10,9 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.checks import chosen, count, positive
 from ep_plugin.lightning.losses import Loss, as_loss, wants_time
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.validation import chosen, count, positive
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
@@ -70,19 +70,49 @@ class _Classifier(L.LightningModule):
 
 def _settings(model: ConvergentNetwork) -> dict[str, Any]:
     """What the weights were made for, as plain data."""
-    return {
-        "encoder": repr(model.encoder),
-        "observe": model.observe,
-        "feedback": [round(float(g), 9) for g in model.feedback],
-        "steps": model.relaxation.steps,
-    }
+    return {**model.settings.plain(), "steps": list(model.steps)}
+
+
+def _differences(saved: dict[str, Any], model: ConvergentNetwork) -> list[str]:
+    """How the network that a checkpoint is from infers otherwise than this one.
+
+    The estimator has no part in that, and neither has how a free phase settles, if its steps are enough.
+    A checkpoint of an earlier version may lack a setting, gives the feedback of every level, and has one number
+    of steps.
+    """
+    here = _settings(model)
+    found = [
+        f"{name} was {saved[name]} and is {here[name]}"
+        for name in ("encoder", "observe", "time_varying")
+        if name in saved and saved[name] != here[name]
+    ]
+    own = model.settings.between(max(model.levels))
+    theirs = saved.get("feedback", own)
+    theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else (theirs,) * len(own)
+    if [round(g, 9) for g in theirs] != [round(g, 9) for g in own]:
+        found.append(f"feedback was {_shortest(theirs)} and is {_shortest(own)}")
+    steps = saved.get("steps", here["steps"])
+    steps = steps[0] if isinstance(steps, list) else steps
+    if here["steps"][0] < steps:
+        found.append(f"steps of the free phase were {steps} and are {here['steps'][0]}")
+    return found
+
+
+def _shortest(feedback: tuple[float, ...]) -> str:
+    """One number where all are equal."""
+    return f"{feedback[0]:g}" if len(set(feedback)) == 1 else str(list(feedback))
+
+
+def can_infer(model: ConvergentNetwork) -> bool:
+    """Whether the network runs in evaluation mode: the constants of fixed events are found in training first."""
+    return model.event_weights is None or bool(model.event_weights.batches[0])
 
 
 class EPLightningModule(_Classifier):
     """Trains a convergent network by the gradient estimator that it carries.
 
     Automatic optimization: the nudged phases run inside `loss.backward()`, so clipping,
-    accumulation, schedulers and precision are Lightning's own. Logs loss, accuracy, spikes a neuron
+    accumulation, schedulers and precision are Lightning's own. Logs loss, accuracy, spikes per neuron
     and inference, and the residual of the equilibrium, under train/, val/ and test/.
 
     Args:
@@ -96,12 +126,19 @@ class EPLightningModule(_Classifier):
 
     Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
     `loss`, `lr` and `optimizer` again if they were not the defaults, and `convert` the options that
-    it had. A checkpoint keeps the encoder, what is observed, the feedback and the number of steps: a
-    model with another encoder or feedback, or with fewer steps, is another network on the same
-    weights, and loading it warns.
+    it had. A checkpoint keeps the network's settings as plain data, and the number of steps of both
+    phases. A model with another encoder or feedback, or with fewer steps, is another network on the
+    same weights, and loading it warns.
+
+    With `AdaptiveDelta(event_weight="fixed")` the trainer's sanity check before the training is skipped:
+    events have no weight before the first training step.
 
     Raises:
-        ValueError, TypeError: an unknown loss or schedule, an `lr` that is not above 0, no ConvergentNetwork.
+        ValueError: an unknown loss or schedule, or an `lr` that is not above 0.
+        TypeError: `model` is no `ConvergentNetwork`.
+
+    Example:
+        >>> task = EPLightningModule(convert(net), loss="cross_entropy", lr=1e-3)
     """
 
     def __init__(
@@ -124,19 +161,19 @@ class EPLightningModule(_Classifier):
         checkpoint["ep_plugin"] = _settings(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        here = _settings(self.model)
-        saved = checkpoint.get("ep_plugin", here)
-        differing = [k for k, v in here.items() if (v < saved[k] if k == "steps" else v != saved[k])]
-        if differing:
-            told = "; ".join(f"{k} was {saved[k]} and is {here[k]}" for k in differing)
+        if differing := _differences(checkpoint.get("ep_plugin", {}), self.model):
             warnings.warn(
-                f"the checkpoint's network had other settings, so that its weights may do worse here: {told}. "
-                "Give ep.convert the same options if that is not meant",
+                f"the checkpoint's network had other settings, so that its weights may do worse here: "
+                f"{'; '.join(differing)}. Give ep.convert the same options if that is not meant",
                 stacklevel=2,
             )
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking or can_infer(self.model):
+            super().validation_step(batch, batch_idx)
+
     def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        output, equilibrium = self.model.infer(x)
+        output, equilibrium = self.model(x, return_equilibrium=True)
         others = {"residual": equilibrium.residual.mean()}
         if equilibrium.spikes is not None:
             neurons = sum(s[0].numel() for s in equilibrium.states)
@@ -154,10 +191,17 @@ class BPTTLightningModule(_Classifier):
     Args:
         net: a model whose neurons hold their state (`init_hidden=True`).
         num_steps: time steps, 1 or more.
-        loss, lr, optimizer, schedule: as in `EPLightningModule`.
+        loss: as in `EPLightningModule`.
+        lr: as in `EPLightningModule`.
+        optimizer: as in `EPLightningModule`.
+        schedule: as in `EPLightningModule`.
 
     Raises:
-        ValueError, TypeError: a setting out of its range, or a neuron without `init_hidden=True`.
+        ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`.
+        TypeError: `num_steps` is no whole number.
+
+    Example:
+        >>> task = BPTTLightningModule(net, num_steps=25)
     """
 
     def __init__(

@@ -3,7 +3,8 @@
 Each looks at every n-th batch of an epoch, before the training step on it, and repeats what it needs
 of that step: a free phase (`EquilibriumMonitor`, `SpikeMonitor`) or two gradients
 (`GradientMonitor`). The training does not notice: parameters' gradients, random generators, running
-means and modes stay as they were. With several processes the first one looks at its own images.
+means and modes stay as they were. With several processes the first one looks at its own images. Networks
+of fixed events are not looked at before the first step, which gives their events a weight.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.checks import count
-from ep_plugin.diagnosis import activity, settled
-from ep_plugin.gradients.agreement import gradient_agreement
-from ep_plugin.gradients.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.analysis.agreement import gradient_agreement
+from ep_plugin.analysis.diagnosis import activity, settled
+from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.lightning.losses import wants_time
-from ep_plugin.lightning.module import EPLightningModule
+from ep_plugin.lightning.module import EPLightningModule, can_infer
+from ep_plugin.validation import count
 
 
 class _Monitor(L.Callback):
@@ -45,6 +46,8 @@ class _Monitor(L.Callback):
         if batch_idx % self.every_n_batches or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, EPLightningModule)
+        if not can_infer(pl_module.model):
+            return
         with _unnoticed(pl_module):
             found = self.measure(pl_module, *batch)
         for logger in trainer.loggers:
@@ -61,12 +64,15 @@ class EquilibriumMonitor(_Monitor):
         every_n_batches: 1 or more.
 
     Raises:
-        ValueError, TypeError: `every_n_batches` is not 1 or more. In fitting: the module is no
-            `EPLightningModule`, or the trainer has no logger.
+        ValueError: `every_n_batches` is below 1. In fitting: the trainer has no logger.
+        TypeError: `every_n_batches` is no whole number. In fitting: the module is no `EPLightningModule`.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[EquilibriumMonitor(every_n_batches=100)])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
-        equilibrium = module.model.relax(x)
+        equilibrium = module.model.free_phase(x)
         found = {"residual": equilibrium.residual.max().item(), "steps": float(equilibrium.steps)}
         if equilibrium.converged is not None:
             found["converged"] = equilibrium.converged.float().mean().item()
@@ -77,13 +83,17 @@ class SpikeMonitor(_Monitor):
     """How much each layer fires.
 
     Logs "state/layer l" (mean state, of the largest possible one) and, unless neurons are graded,
-    "spikes/layer l" (spikes a neuron and inference).
+    "spikes/layer l" (spikes per neuron and inference).
 
     Args:
         every_n_batches: 1 or more.
 
     Raises:
-        ValueError, TypeError: as `EquilibriumMonitor`.
+        ValueError: as `EquilibriumMonitor`.
+        TypeError: as `EquilibriumMonitor`.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[SpikeMonitor()])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -95,21 +105,29 @@ class SpikeMonitor(_Monitor):
         return found
 
 
-# On images that do not settle the adjoint does not either: a look then ends with its warning, and soon.
+# The adjoint iteration does not converge for inputs that do not settle. A low `max_steps` keeps such a look
+# cheap; it ends with a warning.
 _REFERENCE = ImplicitDifferentiation(tolerance=1e-5, max_steps=200)
 
 
 class GradientMonitor(_Monitor):
-    """How well each parameter's gradient agrees with the exact one of converged graded neurons.
+    """How well each parameter's gradient agrees with the exact one of settled graded neurons.
 
     Logs "cosine/PARAMETER" and "norm ratio/PARAMETER" of `gradient_agreement` for every parameter that
-    is trained. A look costs several training steps.
+    is trained. The reference is the same network, with its own feedback, whose graded neurons settle in
+    full; "reference/residual" is the largest `Equilibrium.residual` that is left in it. Where that
+    is large the network does not settle, and no estimator has a gradient that means anything. A look
+    costs several training steps.
 
     Args:
         every_n_batches: 1 or more.
 
     Raises:
-        ValueError, TypeError: as `EquilibriumMonitor`.
+        ValueError: as `EquilibriumMonitor`. In fitting: the network's input changes over time.
+        TypeError: as `EquilibriumMonitor`.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[GradientMonitor(every_n_batches=250)])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -117,7 +135,7 @@ class GradientMonitor(_Monitor):
             return module.loss(output.unsqueeze(0) if wants_time(module.loss) else output, y)
 
         reference = settled(module.model, _REFERENCE)
-        found: dict[str, float] = {}
+        found = {"reference/residual": reference.free_phase(x).residual.max().item()}
         for own in gradient_agreement(module.model, x, y, loss, reference):
             found |= {f"cosine/{own.name}": own.cosine, f"norm ratio/{own.name}": own.norm_ratio}
         return found

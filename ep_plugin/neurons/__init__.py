@@ -1,1 +1,1 @@
-"""Neurons: activations, one step of the dynamics, and the classes of other libraries."""
+"""Neuron classes of snnTorch and Norse with convergent dynamics, for loops of one's own."""

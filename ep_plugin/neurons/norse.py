@@ -4,19 +4,20 @@ import torch
 from norse.torch import LIFBoxCell, LIFBoxParameters
 from torch import Tensor
 
-from ep_plugin.checks import fraction
-from ep_plugin.encoders import Encoder, as_encoder
+from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
+from ep_plugin.dynamics.encoders import Encoder, EncoderName, as_encoder
 from ep_plugin.neurons import convergent
-from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
 from ep_plugin.neurons.convergent import ConvergentState
+from ep_plugin.validation import fraction
 
 
 class ConvergentLIFBoxCell(LIFBoxCell):
     """Norse's `LIFBoxCell` with convergent dynamics, for `SequentialState` or a loop of your own.
 
     One call moves the membrane towards its equilibrium clip(input, 0, v_th - v_leak), measured from
-    v_leak, and returns what the neuron sends: binary spikes, or the state over the threshold for
-    the graded encoder. The mean of the spikes tends to membrane / (v_th - v_leak).
+    v_leak, and returns what the neuron sends: binary spikes, or, for encoders without them, the trace
+    (what neighbours know of the state, in units of the threshold). The mean of the spikes tends to
+    membrane / (v_th - v_leak).
 
         state = None
         for step in range(num_steps):
@@ -25,19 +26,21 @@ class ConvergentLIFBoxCell(LIFBoxCell):
     Args:
         p: Norse's parameters. `v_th - v_leak` is the threshold, above 0; `tau_mem_inv` and the reset
             are kept, and without effect on the equilibrium.
-        encoder, activation: as in `ConvergentNetwork`.
+        encoder: what the neuron sends, as in `ConvergentNetwork`.
+        activation: as in `Layer`.
         step_size: how far the membrane moves in a step, in (0, 1].
 
     Raises:
         ValueError: a setting is out of its range or unknown.
+        TypeError: a setting is of a wrong type.
     """
 
     def __init__(
         self,
         p: LIFBoxParameters | None = None,
         *,
-        encoder: str | Encoder = "predictive",
-        activation: str | Activation | Elementwise = "hard_sigmoid",
+        encoder: EncoderName | Encoder = "predictive_sigma_delta",
+        activation: ActivationName | Activation | Elementwise = "hard_sigmoid",
         step_size: float = 0.85,
     ) -> None:
         super().__init__(LIFBoxParameters() if p is None else p)

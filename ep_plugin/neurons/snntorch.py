@@ -5,19 +5,20 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor
 
-from ep_plugin.checks import fraction
-from ep_plugin.encoders import Encoder, as_encoder
+from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
+from ep_plugin.dynamics.encoders import Encoder, EncoderName, as_encoder
 from ep_plugin.neurons import convergent
-from ep_plugin.neurons.activations import Activation, Elementwise, as_activation
 from ep_plugin.neurons.convergent import ConvergentState
+from ep_plugin.validation import fraction
 
 
 class ConvergentLeaky(snn.Leaky):
     """snnTorch's `Leaky` with convergent dynamics, for people who write their own loop.
 
     One call moves the membrane towards its equilibrium clip(input, 0, threshold) and returns what
-    the neuron sends: binary spikes, or the state over the threshold for the graded encoder. The
-    mean of the spikes tends to membrane / threshold. All state is in `mem`, none in the neuron:
+    the neuron sends: binary spikes, or, for encoders without them, the trace (what neighbours know of the
+    state, in units of the threshold). The mean of the spikes tends to membrane / threshold. All state
+    is in `mem`, none in the neuron:
 
         mem = None
         for step in range(num_steps):
@@ -26,12 +27,14 @@ class ConvergentLeaky(snn.Leaky):
     Args:
         beta: snnTorch's leak; kept, and without effect on the equilibrium.
         threshold: a number or a tensor that broadcasts against the input.
-        encoder, activation: as in `ConvergentNetwork`.
+        encoder: what the neuron sends, as in `ConvergentNetwork`.
+        activation: as in `Layer`.
         step_size: how far the membrane moves in a step, in (0, 1].
         learn_threshold: make the threshold a parameter.
 
     Raises:
         ValueError: a setting is out of its range or unknown.
+        TypeError: a setting is of a wrong type.
     """
 
     def __init__(
@@ -39,8 +42,8 @@ class ConvergentLeaky(snn.Leaky):
         beta: float = 0.5,
         threshold: float | Tensor = 1.0,
         *,
-        encoder: str | Encoder = "predictive",
-        activation: str | Activation | Elementwise = "hard_sigmoid",
+        encoder: EncoderName | Encoder = "predictive_sigma_delta",
+        activation: ActivationName | Activation | Elementwise = "hard_sigmoid",
         step_size: float = 0.85,
         learn_threshold: bool = False,
     ) -> None:

@@ -6,6 +6,7 @@ from statistics import median
 
 import pytest
 import torch
+from contenders import DEFAULT
 
 RECORDED = pytest.StashKey[dict]()
 
@@ -35,7 +36,7 @@ def summary(config):
         rows[key].update(seconds=median(values), fastest=min(values), measurements=len(values))
     found = []
     for (net, batch, contender), figures in rows.items():
-        ours = rows.get((net, batch, "ep-spiking"), {}).get("seconds")
+        ours = rows.get((net, batch, DEFAULT), {}).get("seconds")
         ratio = {"ratio_to_ep_spiking": figures["seconds"] / ours} if ours and "seconds" in figures else {}
         found.append({"net": net, "batch": batch, "contender": contender, **figures, **ratio})
     return found
@@ -69,7 +70,7 @@ def pytest_terminal_summary(terminalreporter, config):
     timed = [r for r in rows if "seconds" in r or "peak_memory_mb" in r]
     for net, batch in dict.fromkeys((r["net"], r["batch"]) for r in timed):
         table = Table(title=f"{net}, batch {batch}", title_justify="left")
-        for heading in ("", "ms a batch", "of ep-spiking", "peak memory above start"):
+        for heading in ("", "ms a batch", f"of {DEFAULT}", "peak memory above start"):
             table.add_column(heading, justify="right" if heading else "left")
         for row in timed:
             if (row["net"], row["batch"]) == (net, batch):

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import snntorch as snn
 import torch
@@ -16,8 +17,7 @@ from snntorch import utils
 from torch import Tensor, nn
 
 import ep_plugin as ep
-from ep_plugin.connections import Connection
-from ep_plugin.maps import laid_out
+from ep_plugin.linear.base import laid_out
 from ep_plugin.models import REFERENCE_NETS
 
 Step = Callable[[], None]
@@ -40,8 +40,23 @@ def deeper() -> nn.Sequential:
     return nn.Sequential(*modules, nn.Flatten(), nn.Linear(512 * 4 * 4, 10))
 
 
+def deep8() -> nn.Sequential:
+    """Eight hidden layers: seven 3x3 convolutions of 16 channels and a linear one, and a linear readout."""
+
+    def neuron() -> nn.Module:
+        return snn.Leaky(beta=0.5, init_hidden=True)
+
+    between = [m for _ in range(6) for m in (nn.Conv2d(16, 16, 3, padding=1), neuron())]
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.AvgPool2d(2), neuron()),
+        *between,
+        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(784, 64), neuron(), nn.Linear(64, 10)),
+    )
+
+
 NETS = {
     **{name: Net(*REFERENCE_NETS[name]) for name in ("2c2fc", "perceptron")},
+    "deep8": Net(deep8, (1, 28, 28)),
     "deeper": Net(deeper, (3, 32, 32)),
 }
 BATCHES = (1, 64, 256)
@@ -51,9 +66,9 @@ def bfloat16(enabled: bool) -> AbstractContextManager:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
-def equilibrium_propagation(net: Net, size: int, encoder: str = "predictive", half: bool = False) -> Step:
-    """This package at its default settings."""
-    model = ep.convert(ep.initialize_(net.make()), encoder=encoder)
+def equilibrium_propagation(net: Net, size: int, half: bool = False, **settings: Any) -> Step:
+    """This package, at its default settings but for those that are given."""
+    model = ep.convert(ep.initialize_(net.make()), **settings)
     x, y = net.batch(size)
 
     def step() -> None:
@@ -63,6 +78,15 @@ def equilibrium_propagation(net: Net, size: int, encoder: str = "predictive", ha
         loss.backward()
 
     return step
+
+
+FULL_PHASES: dict[str, Any] = {  # arXiv:2405.02546 with predictive spikes
+    "encoder": "predictive_sigma_delta",
+    "observe": "membrane",
+    "feedback": 0.05,
+    "relaxation": ep.Relaxation(15, step_size=0.85, order="alternating"),
+    "estimator": ep.FullPhaseEP(),
+}
 
 
 def groups(model: nn.Sequential) -> tuple[list[nn.Sequential], list[nn.Module], nn.Sequential]:
@@ -82,12 +106,12 @@ def autograd_of_the_primitive_function(net: Net, size: int) -> Step:
     """Graded EP as existing code writes it: s <- clip(dPhi/ds) by autograd at every step of every phase.
 
     The input's drive is computed anew in every step, pooling is a module of its own, and one nudged
-    phase follows the other. As many steps as this package takes by default.
+    phase follows the other. As many steps as full phases take in this package.
     """
     model = ep.initialize_(net.make())
     linear, _, readout = groups(model)
     x, y = net.batch(size)
-    free, nudged, beta = ep.Relaxation().steps, ep.EquilibriumPropagation().steps, ep.EquilibriumPropagation().beta
+    free, nudged, beta = FULL_PHASES["relaxation"].steps, ep.FullPhaseEP().steps, ep.FullPhaseEP().beta
     shapes = []
     with torch.no_grad():
         below = x[:1]
@@ -134,24 +158,38 @@ def backpropagation(net: Net, size: int, steps: int, half: bool = False) -> Step
     return step
 
 
+class Folded:
+    """What stands before each layer of neurons, with its pooling folded into it and its weights with channels last."""
+
+    def __init__(self, group: nn.Sequential) -> None:
+        self.connection = ep.Connection(group, 0, 1)
+
+    def weights(self, half: bool = False) -> tuple[Tensor, ...]:
+        """On the graph of the parameters; to be made once for all time steps."""
+        return tuple(laid_out(t.bfloat16() if half else t) for t in self.connection.tensors())
+
+    def __call__(self, weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        return self.connection.bound(weights, x.shape[1:]).affine(x)
+
+
 def folded_backpropagation(net: Net, size: int, steps: int, half: bool = False) -> Step:
     """The same gradients for less: pooling folded, the input's drive and the readout once, channels last."""
     model = net.make()
     linear, neurons, readout = groups(model)
-    connections = [Connection(group, 0, 1) for group in linear]
+    first, *others = (Folded(group) for group in linear)
     x, y = net.batch(size)
 
     def step() -> None:
         model.zero_grad()
         utils.reset(model)
         with bfloat16(half):
-            weights = [tuple(laid_out(t.bfloat16() if half else t) for t in c.tensors()) for c in connections]
-            drive = laid_out(connections[0].apply(weights[0], x))
+            drive = laid_out(first(first.weights(half), x))
+            weights = [folded.weights(half) for folded in others]
             total = None
             for _ in range(steps):
                 spikes = neurons[0](drive)
-                for connection, own, neuron in zip(connections[1:], weights[1:], neurons[1:], strict=True):
-                    spikes = neuron(connection.apply(own, spikes))
+                for folded, own, neuron in zip(others, weights, neurons[1:], strict=True):
+                    spikes = neuron(folded(own, spikes))
                 total = spikes if total is None else total + spikes
             loss = F.cross_entropy(readout(total / steps), y)
         loss.backward()
@@ -159,56 +197,97 @@ def folded_backpropagation(net: Net, size: int, steps: int, half: bool = False) 
     return step
 
 
-def arithmetic(net: Net, size: int) -> Step:
-    """The limit: the convolutions and matrix products of this package's step and nothing else."""
-    model = ep.convert(ep.initialize_(net.make()))
-    x, _ = net.batch(size)
-    dynamics, values = model.dynamics(), model._values(x)
-    stem, *_ = groups(net.make())[0]
-    first = Connection(stem, 0, 0)
-    plain = values.detach()
-    ready = dynamics.prepared(plain)
-    states = {n: [laid_out(torch.rand(n, *shape)) for shape in dynamics.shapes(plain)] for n in (size, 2 * size)}
-    # Graphs that are made once, so that only the products of their backward passes are timed.
-    leaves = [[t.detach().requires_grad_() for t in own] for own in (first.tensors(), *plain.weights)]
-    inputs = [x, *(states[2 * size][c.source] for c in dynamics.connections)]
-    outputs = [c.apply(tuple(own), s) for c, own, s in zip((first, *dynamics.connections), leaves, inputs, strict=True)]
-    logits = model.readout(states[size][-1])
-    upward = [torch.rand_like(o) for o in (*outputs, logits)]
+def feedforward(net: Net, size: int) -> Step:
+    """Backpropagation through the net without feedback, its neurons replaced by clip(., 0, 1), as people write it."""
+    made = ep.initialize_(net.make())
+    model = nn.Sequential(*(nn.Hardtanh(0, 1) if isinstance(m, snn.Leaky) else m for m in made))
+    x, y = net.batch(size)
 
-    def phase(n: int, steps: int) -> None:
-        for _ in range(steps):
-            for connection, weights in zip(dynamics.connections, ready.weights, strict=True):
-                below, above = states[n][connection.source], states[n][connection.target]
-                connection.apply(weights, below)
-                connection.adjoint(weights, above, below)
+    def step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+
+    return step
+
+
+def folded_feedforward(net: Net, size: int) -> Step:
+    """The same gradients for less: pooling folded, channels last."""
+    model = ep.initialize_(net.make())
+    linear, _, readout = groups(model)
+    layers = [Folded(group) for group in linear]
+    x, y = net.batch(size)
+
+    def step() -> None:
+        model.zero_grad()
+        states = x
+        for folded in layers:
+            states = folded(folded.weights(), laid_out(states)).clamp(0, 1)
+        F.cross_entropy(readout(states), y).backward()
+
+    return step
+
+
+def products_alone(net: Net, size: int) -> Step:
+    """The limit: the convolutions and matrix products of this package's default step and nothing else.
+
+    Stem forward; of every connection `free` products up and down in the free phase, `nudged` down and one fewer up
+    in the nudged one, and two gradients of its weights in the contrast; the readout and its gradients; and the
+    gradient of the stem's weights.
+    """
+    made = ep.initialize_(net.make())
+    model = ep.convert(made)
+    free, nudged = model.steps
+    x, _ = net.batch(size)
+    system = model.system(x).detach()
+    states = [laid_out(torch.rand(size, *shape)) for shape in system.shapes]
+    first = ep.Connection(groups(made)[0][0], 0, 0)
+    stem = first.bound(tuple(laid_out(t.detach()) for t in first.tensors()), x.shape[1:])
+    last = states[-1].clone().requires_grad_()
+    scores = torch.rand(size, 10)
 
     def step() -> None:
         with torch.no_grad():
-            first.apply(tuple(leaves[0]), x)
-            phase(size, model.relaxation.steps)
-            phase(2 * size, model.gradient.steps)
-        wanted = [t for own in leaves for t in own] + list(model.readout.parameters())
-        torch.autograd.grad([*outputs, logits], wanted, upward, retain_graph=True)
+            stem.affine(x)
+            for _ in range(free):
+                for bound in system.bound:
+                    bound.linear(states[bound.source])
+                    bound.adjoint(states[bound.target])
+            for n in range(nudged):
+                for bound in reversed(system.bound):
+                    bound.adjoint(states[bound.target])
+                    if n:
+                        bound.linear(states[bound.source])
+            for bound in system.plain:
+                bound.pullback(states[bound.source], states[bound.target])
+                bound.pullback(states[bound.source], states[bound.target], offset=False)
+            stem.pullback(x, states[0])
+        torch.autograd.grad(model.readout(last), [last, *model.readout.parameters()], scores)
 
     return step
 
 
 EP, BPTT, FOLDED = equilibrium_propagation, backpropagation, folded_backpropagation
+FEW_STEPS = {"relaxation": ep.Relaxation(4), "estimator": ep.EquilibriumPropagation(steps=3)}
+DEFAULT, LIMIT = "EP, spiking", "products alone"
 CONTENDERS: dict[str, Callable[[Net, int], Step]] = {
-    "ep-spiking": EP,
-    "ep-spiking-bfloat16": partial(EP, half=True),
-    "ep-graded": partial(EP, encoder="graded"),
-    "ep-by-autograd": autograd_of_the_primitive_function,
-    "bptt-5": partial(BPTT, steps=5),
-    "bptt-25": partial(BPTT, steps=25),
-    "bptt-25-bfloat16": partial(BPTT, steps=25, half=True),
-    "bptt-50": partial(BPTT, steps=50),
-    "bptt-25-folded": partial(FOLDED, steps=25),
-    "bptt-25-folded-bfloat16": partial(FOLDED, steps=25, half=True),
-    "arithmetic": arithmetic,
+    DEFAULT: EP,
+    "EP, spiking, bfloat16": partial(EP, half=True),
+    "EP, spiking, 4/3": partial(EP, **FEW_STEPS),
+    "EP, graded": partial(EP, encoder="graded"),
+    "EP, full phases (predictive)": partial(EP, **FULL_PHASES),
+    "EP by autograd": autograd_of_the_primitive_function,
+    "BPTT, T = 5": partial(BPTT, steps=5),
+    "BPTT, T = 25": partial(BPTT, steps=25),
+    "BPTT, T = 25, bfloat16": partial(BPTT, steps=25, half=True),
+    "BPTT, T = 50": partial(BPTT, steps=50),
+    "BPTT, T = 5, folded": partial(FOLDED, steps=5),
+    "BPTT, T = 25, folded": partial(FOLDED, steps=25),
+    "BPTT, T = 25, folded, bfloat16": partial(FOLDED, steps=25, half=True),
+    "feedforward backprop, as written": feedforward,
+    "feedforward backprop, folded, channels last": folded_feedforward,
+    LIMIT: products_alone,
 }
-TIME_STEPS = {name: int(name.split("-")[1]) for name in CONTENDERS if name.startswith("bptt")}
+TIME_STEPS = {name: int(name.split("T = ")[1].split(",")[0]) for name in CONTENDERS if "T = " in name}
 
 
 def saved_bytes(net: Net) -> int:

@@ -11,7 +11,7 @@ warnings.simplefilter("ignore")
 from contenders import CONTENDERS, NETS  # noqa: E402
 
 import ep_plugin as ep  # noqa: E402
-from ep_plugin.comparison import _peak, _reset_peak  # noqa: E402
+from ep_plugin.memory import peak_memory, reset_peak_memory  # noqa: E402
 
 if __name__ == "__main__":
     net, batch, contender = sys.argv[1:]
@@ -21,10 +21,10 @@ if __name__ == "__main__":
         ep.convert = lambda net, **options: make(  # type: ignore[assignment]
             net,
             relaxation=ep.Relaxation(int(steps)),
-            gradient=ep.EquilibriumPropagation(steps=int(steps)),
+            estimator=ep.EquilibriumPropagation(steps=int(steps)),
             **options,
         )
     step = CONTENDERS[contender](NETS[net], int(batch))
-    start = _reset_peak()
+    start = reset_peak_memory()
     step()
-    print(_peak() - start)
+    print(peak_memory() - start)

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a training step, against BPTT, other EP code and the arithmetic alone.
+"""Seconds and peak memory of a training step, against BPTT, feedforward backprop, other EP code and products alone.
 
 Contenders take turns, so that a slow minute of the machine falls on all of them alike.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from contenders import BATCHES, CONTENDERS, NETS, TIME_STEPS, saved_bytes
+from contenders import BATCHES, CONTENDERS, DEFAULT, LIMIT, NETS, TIME_STEPS, saved_bytes
 
 CASES = [(net, batch) for net in NETS for batch in BATCHES]
 
@@ -53,9 +53,7 @@ def test_seconds(net, batch, turn, contender, benchmark):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process's peak can be reset on Linux only")
 @pytest.mark.parametrize(("net", "batch"), CASES)
-@pytest.mark.parametrize(
-    "contender", [*(c for c in CONTENDERS if c != "arithmetic"), "ep-spiking@25", "ep-spiking@400"]
-)
+@pytest.mark.parametrize("contender", [*(c for c in CONTENDERS if c != LIMIT), f"{DEFAULT}@25", f"{DEFAULT}@400"])
 def test_memory(net, batch, contender, record):
     if "@" in contender and (net, batch) != ("2c2fc", 64):
         pytest.skip("the growth with steps is measured on one net")

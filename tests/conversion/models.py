@@ -1,4 +1,4 @@
-"""Models as the libraries' tutorials write them, sized for 8 x 8 digits, and what each learns."""
+"""Models as the libraries' tutorials write them, sized for 8 x 8 digits, with their own initialization."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +10,6 @@ from norse import torch as norse
 from norse.torch.models.conv import ConvNet
 from snntorch import surrogate
 from torch import nn
-
-import ep_plugin as ep
 
 BETA = 0.9
 
@@ -143,7 +141,7 @@ class Regression(nn.Module):
 
 
 def encoder():
-    """The spiking auto-encoder's encoder: strided convolutions with batch normalisation."""
+    """The spiking auto-encoder's encoder: strided convolutions with batch normalization."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, stride=2),
         nn.BatchNorm2d(16),
@@ -237,9 +235,6 @@ def large(x):
     return F.interpolate(x, scale_factor=2.0)
 
 
-MAX_POOLING = r"max pooling stands between two neurons, and its adjoint does not match"
-
-
 @dataclass
 class Row:
     """A model and how it converts.
@@ -250,8 +245,9 @@ class Row:
         input: of `[B, 1, 8, 8]` digits.
         options: of `convert`.
         refusal: what `convert` without them says, where there is no energy of the model as it is.
-        gain: of `initialize_`; None keeps the model's own initialisation.
-        gradient, lr: with what it learns: the estimator (None: the default), and Adam's learning rate.
+        lr: Adam's learning rate with which it learns.
+        turns: max pooling stands before weights, which may feed back to a winner that it be less: then two
+            inputs take turns in winning, and the network settles but for what one winner feeds back.
     """
 
     make: Callable[[], nn.Module]
@@ -259,35 +255,26 @@ class Row:
     input: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     options: dict = field(default_factory=dict)
     refusal: str | None = None
-    gain: float | None = 2.0
-    gradient: ep.EquilibriumPropagation | None = None
     lr: float = 5e-3
+    turns: bool = False
 
 
-AVERAGED = {"options": {"pooling": "average"}, "refusal": MAX_POOLING}
-
-SMALL_NUDGE = ep.EquilibriumPropagation(beta=0.3)  # these outputs are neurons themselves, and may sit on their bounds
+FROZEN = {"options": {"learnable_leak": "freeze"}, "refusal": "learnable leak.*does not depend"}
+AVERAGED = {"options": {"max_pooling": "average"}}
 
 MODELS = {
-    "snntorch quickstart": Row(quickstart, to_one, large, **AVERAGED, gradient=SMALL_NUDGE, lr=1e-2),
+    "snntorch quickstart": Row(quickstart, to_one, large, lr=1e-2),
+    "snntorch quickstart, average pooling": Row(quickstart, to_one, large, **AVERAGED, lr=1e-2),
     "snntorch tutorial 5": Row(Tutorial5, to_one, flat),
-    "snntorch tutorial 6": Row(Tutorial6, to_one, large, **AVERAGED, gradient=SMALL_NUDGE, lr=1e-2),
-    "snntorch tutorial 7": Row(tutorial7, to_one, polarities, **AVERAGED),
+    "snntorch tutorial 6": Row(Tutorial6, to_one, large, lr=1e-2),
+    "snntorch tutorial 7": Row(tutorial7, to_one, polarities, turns=True),
+    "snntorch tutorial 7, average pooling": Row(tutorial7, to_one, polarities, **AVERAGED),
     "snntorch population": Row(population, to_one_population),
-    "snntorch regression": Row(
-        Regression, regression, flat, {"freeze_leak": True}, "learnable leak.*does not depend", gain=None
-    ),
+    "snntorch regression": Row(Regression, regression, flat, **FROZEN),
     "snntorch auto-encoder": Row(encoder, to_one),
-    "norse introduction": Row(norse_introduction, input=large, gain=None, **AVERAGED),
-    "norse ConvNet": Row(
-        norse_convnet,
-        input=large,
-        # Its second convolution is multiplied by 10, so what it feeds back is too.
-        options={"pooling": "average", "feedback": [0.015, 0.15]},
-        refusal=MAX_POOLING,
-        gain=None,
-        lr=5e-4,
-    ),
-    "norse LICell readout": Row(norse_readout, input=flat, gain=None),
-    "residual": Row(Residual, gain=1.0, lr=1e-2),
+    "norse introduction": Row(norse_introduction, input=large, turns=True),
+    # Its second convolution is multiplied by 10, so what it feeds back is too.
+    "norse ConvNet": Row(norse_convnet, input=large, options={"feedback": [0.001, 0.01]}, lr=5e-4, turns=True),
+    "norse LICell readout": Row(norse_readout, input=flat),
+    "residual": Row(Residual, lr=1e-2),
 }

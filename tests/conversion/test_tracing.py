@@ -10,7 +10,6 @@ from problems import Residual
 from torch import nn
 
 import ep_plugin as ep
-from ep_plugin.conversion import ConversionWarning
 
 GRADED = {"encoder": "graded", "relaxation": ep.Relaxation(60, step_size=1.0)}
 
@@ -152,14 +151,14 @@ def test_a_sequence_of_blocks_is_traced_too():
 
 
 def test_the_time_axis_is_told():
-    with pytest.warns(ConversionWarning, match="no time axis"):
+    with pytest.warns(ep.ConversionWarning, match="no time axis"):
         ep.convert(ForStep())
 
 
 def test_all_steps_may_be_given():
     """A constant input over time leads where the input of one step does."""
     net, x = ForStep(), torch.rand(4, 8)
-    over_time = ep.convert(net, **GRADED, time_first=True)
+    over_time = ep.convert(net, **GRADED, time_varying=True)
     torch.testing.assert_close(over_time(x.expand(20, 4, 8)), ep.convert(net, **GRADED)(x))
 
 
@@ -232,10 +231,33 @@ def test_modules_without_neurons_are_looked_into():
             return self.lif2(self.second(spk1))
 
     model = ep.convert(Composed(True), **GRADED)
-    assert [type(m).__name__ for m in model.connections[0].module] == ["SharedDropout", "Linear", "FixedNormalisation"]
+    assert [type(m).__name__ for m in model.connections[0].module] == ["SharedDropout", "Linear", "FixedNormalization"]
     model(torch.rand(4, 8))
     with pytest.raises(ValueError, match=r"'second\.1' \(Normed\) cannot be converted.*not known to be linear"):
         ep.convert(Composed(False))
+
+
+def test_piecewise_linear_functions_stand_between_neurons():
+    """With hardly any feedback the equilibrium is what the forward says of rates in place of spikes."""
+    functions = [F.relu, torch.relu, F.relu6, lambda h: F.leaky_relu(h, 0.2), lambda h: F.hardtanh(h, -0.1, 0.2)]
+    functions += [lambda h: torch.clamp(h, -0.1, 0.2), lambda h: h.clamp(min=0), lambda h: F.relu(h, inplace=True)]
+
+    class Rectified(Net):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            spk1, _ = self.lif1(self.fc1(x))
+            return self.lif2(self.function(self.fc2(spk1)))[0]
+
+    for function in functions:
+        net, x = Rectified(function), torch.rand(4, 8)
+        model = ep.convert(net, **GRADED | {"feedback": 1e-7})
+        rate = net.fc1(x).clamp(0, 1)
+        expected = function(net.fc2(rate).clone()).clamp(0, 1)
+        torch.testing.assert_close(model(x), expected.detach(), rtol=0, atol=1e-5)
+        model(x).sum().backward()
 
 
 def test_a_converted_model_pickles(tmp_path):
@@ -285,13 +307,12 @@ def test_sums_are_skips_with_every_offset_once():
     r1 = rate(net.lif1, net.norm(net.conv1(r0)) - 0.5 * r0)
     r2 = rate(net.lif2, net.fc(F.avg_pool2d(net.norm(net.conv1(r1 + r0)), 2).flatten(1)))
     assert 0.05 < r2.mean() < 0.95
-    for found, expected in zip(model.relax(x).states, (r0, r1, r2), strict=True):
+    for found, expected in zip(model.free_phase(x).states, (r0, r1, r2), strict=True):
         torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5)
     # A skip over one layer feeds back with the square of a step's strength.
     model.feedback = 0.3
-    assert [model._scales()[c.target] / model._scales()[c.source] for c in model.connections] == pytest.approx(
-        [0.3, 0.3, 0.3, 0.09]
-    )
+    scales = model.system(x).scales
+    assert [scales[c.target] / scales[c.source] for c in model.connections] == pytest.approx([0.3, 0.3, 0.3, 0.09])
 
 
 def test_identity_skip_and_branches_outside_of_the_neurons():
@@ -318,7 +339,7 @@ def test_dropout_draws_one_mask_a_pass():
             spk1, _ = self.lif1(self.fc1(x))
             return self.out(self.lif2(F.dropout(self.fc2(spk1), 0.5, self.training))[0])
 
-    with pytest.warns(ConversionWarning, match="one mask a batch"):
+    with pytest.warns(ep.ConversionWarning, match="one mask a batch"):
         model = ep.convert(Dropping(), **GRADED)
     x = torch.rand(4, 8)
     torch.manual_seed(1)
@@ -339,21 +360,21 @@ def test_dropouts_gradient_is_that_of_one_mask(float64):
     model = ep.convert(net, activation="sigmoid", encoder="graded", feedback=0.3, relaxation=ep.Relaxation(100))
     x, y = torch.rand(5, 8), torch.randint(3, (5,))
     found = []
-    for estimator in (ep.EquilibriumPropagation(1e-3, 100), ep.BackpropThroughTime()):
-        model.gradient = estimator
+    for estimator in (ep.EquilibriumPropagation(1e-3, 100, "symmetric"), ep.BackpropThroughTime()):
+        model.estimator = estimator
         torch.manual_seed(2)
         found.append(torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters())))
     for a, b in zip(*found, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-def test_batch_normalisation_is_trained_and_its_statistics_are_not():
+def test_batch_normalization_is_trained_and_its_statistics_are_not():
     norm = nn.BatchNorm1d(6)
     nn.init.uniform_(norm.running_mean)
     net = nn.Sequential(
         nn.Linear(8, 6), norm, snn.Leaky(0.5), nn.Linear(6, 6), inner := nn.BatchNorm1d(6), snn.Leaky(0.5)
     )
-    with pytest.warns(ConversionWarning, match=r"'4' \(BatchNorm1d\) uses its running statistics"):
+    with pytest.warns(ep.ConversionWarning, match=r"'4' \(BatchNorm1d\) uses its running statistics"):
         model = ep.convert(net)
     model.train()
     before = inner.running_mean.clone(), norm.running_mean.clone()

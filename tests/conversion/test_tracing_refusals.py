@@ -33,17 +33,37 @@ class SecondInput(Net):
         return self.out(self.lif1(self.fc1(x) + context)[0])
 
 
-class InputTwice(Net):
+class InputRead(Net):
     def forward(self, x):
         spk1, _ = self.lif1(self.fc1(x))
-        return self.lif2(self.fc2(spk1) + self.fc1(x))[0]
+        return self.out(spk1) + self.out(self.fc1(x))
 
 
-class TwoRead(Net):
+class StepAndWhole(Net):
+    """The mean over time beside the steps."""
+
     def forward(self, x):
-        spk1, _ = self.lif1(self.fc1(x))
-        spk2, _ = self.lif2(self.fc2(spk1))
-        return self.out(spk1 + spk2)
+        for step in range(x.size(0)):
+            spk1, _ = self.lif1(self.fc1(x[step]) + self.fc1(x.mean(0)))
+        return self.out(spk1)
+
+
+class RectifiedSum(Net):
+    def forward(self, x):
+        h = self.fc1(x)
+        spk1, _ = self.lif1(h)
+        return self.lif2(F.relu(self.fc2(spk1) + h))[0]
+
+
+class Joined(Net):
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(12, 6)
+
+    def forward(self, x):
+        h = self.fc1(x)
+        spk1, _ = self.lif1(h)
+        return self.lif2(self.wide(torch.cat([spk1, h], 1)))[0]
 
 
 class Product(Net):
@@ -129,19 +149,21 @@ REFUSED = {
     Delayed: r"'lif1' \(Leaky\) receives something else the second time.*step before.*Connection",
     Reused: r"'lif1' \(Leaky\) receives something else the second time.*a neuron for each",
     SecondInput: r"'lif1' \(Leaky\) depends on .*'context'",
-    InputTwice: r"'lif2' \(Leaky\) receives the input too",
-    TwoRead: r"the output reads .*'lif1'.* and .*'lif2'.*one layer",
+    InputRead: r"the output reads the input beside module 'lif1' \(Leaky\).*nothing but their equilibria.*add",
+    StepAndWhole: r"both step by step and as a whole",
+    RectifiedSum: r"'relu' \(ReLU\).*sum of several signals.*only piece by piece.*before the sum",
+    Joined: r"'lif2' \(Leaky\) depends on cat\(\) of several tensors; expected only sums.*concatenation is the sum",
     Product: r"'lif2' \(Leaky\) depends on mul\(\) of several tensors",
     MembraneInside: r"'lif1' \(Leaky\) is read by its membrane",
     OwnWeight: r"'lif2' \(Leaky\) depends on matmul\(\) of several tensors",
-    Nonlinear: r"'tanh' \(Tanh\) cannot be converted: the neuron is the nonlinearity",
+    Nonlinear: r"'tanh' \(Tanh\) cannot be converted: it is smooth and not linear",
     Powered: r"'square' \(Function\) cannot be converted.*not known to be linear",
     Sized: r"'lif2' \(Leaky\) depends on interpolate\(\) with a size of the input",
     ByHand: r"'lif1' \(Leaky\) depends on a tensor that forward makes",
     DependsOnValues: r"DependsOnValues cannot be traced",
     DependsOnSizes: r"DependsOnSizes cannot be traced: it compares",
     NoNeuronRead: r"the output depends on no neuron",
-    DropoutOfASum: r"follows a sum of several neurons' signals",
+    DropoutOfASum: r"follows a sum of several signals.*a mask of its own",
 }
 
 

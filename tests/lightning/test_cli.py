@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import ep_plugin as ep
 from ep_plugin.cli import app
-from ep_plugin.lightning.callbacks import RecordErrors
 from ep_plugin.lightning.cli import from_arguments
+from ep_plugin.models import small_convolutional
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -63,10 +63,8 @@ def test_a_run_goes_on_in_the_directory_of_its_configuration():
         ([*DIGITS, "--model.init_args.rate", "1"], "rate"),
         ([*DIGITS, "--trainer.max_epochs", "many"], "many"),
         ([*DIGITS, "--model.init_args.lr", "-1"], "ep-plugin: lr is -1.0; expected a number above 0"),
-        (
-            [*DIGITS, "--model.init_args.model.init_args.encoder", "rate"],
-            "ep-plugin: encoder is 'rate'; expected one of",
-        ),
+        # The type's own names, which the parser checks before the network does.
+        ([*DIGITS, "--model.init_args.model.init_args.encoder", "rate"], "Literal['adaptive_delta', 'graded', "),
         ([*DIGITS, "--data", "ep_plugin.MNISTDataModule"], "ep-plugin: no MNIST in data/MNIST/raw"),
         ([*DIGITS, "--trainer.accelerator", "abacus"], "ep-plugin: You selected an invalid accelerator"),
         ([*DIGITS, "--trainer.devices", "0"], "ep-plugin: `Trainer(devices="),
@@ -91,13 +89,41 @@ def pretend_data():
 def test_recipes_name_themselves_and_make_a_model(recipe):
     pretend_data()
     made = from_arguments(["--config", str(recipe), "--trainer.accelerator=cpu"], run=False)
-    (record,) = [c for c in made.trainer.callbacks if isinstance(c, RecordErrors)]
+    (record,) = [c for c in made.trainer.callbacks if isinstance(c, ep.RecordErrors)]
     assert (record.name, record.path) == (recipe.stem, Path("examples/results/results.jsonl"))
     assert type(made.datamodule).__name__.lower().startswith(recipe.stem.split("-")[0])
     x = torch.rand(2, 1, 28, 28)
-    if isinstance(made.model, ep.EPLightningModule) and made.model.model.time_first:
+    if isinstance(made.model, ep.EPLightningModule) and made.model.model.time_varying:
         x = x.repeat(2, 1, 1, 1, 1)
     assert made.model(x).shape == (2, 10)
+
+
+PAPER = {
+    "encoder": "SigmaDelta(rate=0.5, exponent=0.3)",
+    "observe": "membrane",
+    "feedback": 0.05,
+    "relaxation": "Relaxation(steps=15, step_size=0.85, order='alternating', tolerance=None)",
+    "estimator": "FullPhaseEP(beta=5.0, steps=8, nudging='symmetric')",
+}
+RECIPE_SETTINGS = {  # word in a recipe's name -> what it changes
+    "bptt-same-dynamics": {"estimator": "BackpropThroughTime()"},
+    "graded": {"encoder": "Graded()"},
+    "membrane": {"observe": "membrane"},
+    "rate-coded": {"time_varying": True},
+    "sigma-delta": PAPER,
+    "paper": PAPER | {"encoder": "PredictiveSigmaDelta(rate=0.6, exponent=0.3)"},
+}
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "snntorch" not in r.stem], ids=lambda path: path.stem)
+def test_recipes_have_default_settings_but_for_what_their_names_say(recipe):
+    pretend_data()
+    made = from_arguments(["--config", str(recipe), "--trainer.accelerator=cpu"], run=False)
+    expected = ep.convert(small_convolutional()).settings.plain()
+    for word, changes in RECIPE_SETTINGS.items():
+        if word in recipe.stem:
+            expected |= changes
+    assert made.model.model.settings.plain() == expected
 
 
 def test_an_encoder_of_ones_own_settings():
@@ -115,8 +141,7 @@ def test_the_example_for_mnist():
     made = from_arguments(["--config", str(CONFIGS / "mnist.yaml"), "--trainer.accelerator=cpu"], run=False)
     assert isinstance(made.model, ep.EPLightningModule)
     model = made.model.model
-    assert model.gradient == ep.EquilibriumPropagation(5.0, 8)
-    assert model.relaxation == ep.Relaxation(15)
+    assert model.settings.plain() == ep.convert(small_convolutional()).settings.plain()
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     kinds = {type(callback) for callback in made.trainer.callbacks}
     assert {ep.EquilibriumMonitor, ep.SpikeMonitor, ep.GradientMonitor} <= kinds

@@ -10,7 +10,7 @@ from test_module import loader, make_model, sgd, trainer
 from torch import nn
 
 import ep_plugin as ep
-from ep_plugin.diagnosis import settled
+from ep_plugin.analysis.diagnosis import settled
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -34,7 +34,7 @@ def test_what_is_logged_is_what_the_network_does(tmp_path):
     assert sorted(set(table.index)) == [0, 3]
     first = table.loc[0].max()  # every monitor writes a row of its own
     x, y = next(iter(loader()))
-    equilibrium = before.relax(x)
+    equilibrium = before.free_phase(x)
     assert first["equilibrium/residual"] == pytest.approx(equilibrium.residual.max().item())
     assert first["equilibrium/steps"] == 15
     assert first["equilibrium/converged"] == pytest.approx(equilibrium.converged.float().mean().item())
@@ -42,6 +42,10 @@ def test_what_is_logged_is_what_the_network_does(tmp_path):
         assert first[f"state/layer {l}"] == pytest.approx(state.mean().item())
         assert first[f"spikes/layer {l}"] == pytest.approx(equilibrium.spikes[l].mean().item() / state[0].numel())
     reference = settled(before, ep.ImplicitDifferentiation())
+    assert reference.feedback == before.feedback
+    residual = reference.free_phase(x).residual.max().item()
+    assert first["reference/residual"] == pytest.approx(residual)
+    assert residual < 1e-6
     for own in ep.gradient_agreement(before, x, y, nn.functional.cross_entropy, reference):
         assert first[f"cosine/{own.name}"] == pytest.approx(own.cosine, abs=1e-5)
         assert first[f"norm ratio/{own.name}"] == pytest.approx(own.norm_ratio, rel=1e-4)
@@ -64,7 +68,7 @@ def test_the_training_does_not_notice(tmp_path):
             *(ep.ConvergentLeaky(), nn.Dropout(), nn.Linear(6, 10)),
         )
         net[1].eval()  # what is frozen stays so
-        model = ep.convert(net, encoder="bernoulli", gradient=ep.EquilibriumPropagation(nudging="random_sign"))
+        model = ep.convert(net, encoder="bernoulli", estimator=ep.EquilibriumPropagation(nudging="random_sign"))
         torch.manual_seed(2)
         logged(tmp_path, callbacks, model, accumulate_grad_batches=2)
         return {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
@@ -72,6 +76,31 @@ def test_the_training_does_not_notice(tmp_path):
     (watched, modes), (alone, expected) = trained([m(1) for m in MONITORS]), trained([])
     assert all(torch.equal(v, alone[k]) for k, v in watched.items())
     assert modes == expected
+
+
+def test_fixed_events_are_looked_at_once_they_have_a_weight(tmp_path):
+    """Looking does not find their constants, nor move them; neither does the trainer's sanity check."""
+
+    def trained(callbacks, **options):
+        model, _ = make_model()
+        model.encoder = ep.AdaptiveDelta("fixed")
+        run = trainer(tmp_path, logger=CSVLogger(tmp_path), callbacks=callbacks, max_epochs=1, **options)
+        run.fit(ep.EPLightningModule(model, optimizer=sgd), loader(), loader())
+        return model, pd.read_csv(f"{run.logger.log_dir}/metrics.csv")
+
+    model, table = trained([monitor(3) for monitor in MONITORS])
+    assert set(table.step[table["equilibrium/residual"].notna()]) == {3}
+    assert table["val/loss"].notna().any()
+    alone, _ = trained([], num_sanity_val_steps=0)
+    assert torch.equal(model.event_weights.values, alone.event_weights.values)
+    assert model.event_weights.batches.tolist() == [6, 6]
+
+
+def test_an_input_that_changes_over_time_has_no_reference(tmp_path):
+    model, _ = make_model()
+    model.time_varying = True
+    with pytest.raises(ValueError, match=r"no state to settle in.*time_varying=False"):
+        settled(model, ep.ImplicitDifferentiation())
 
 
 @pytest.mark.parametrize("monitor", MONITORS)

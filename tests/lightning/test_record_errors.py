@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import ep_plugin as ep
-from ep_plugin.lightning.callbacks import RecordErrors
 from ep_plugin.models import small_convolutional
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -23,7 +22,7 @@ def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=()):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        callbacks=[RecordErrors(path, "digits"), *callbacks],
+        callbacks=[ep.RecordErrors(path, "digits"), *callbacks],
     )
     trainer.fit(task, datamodule=ep.DigitsDataModule(train_samples=96, validation=validation))
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -36,8 +35,9 @@ def test_every_epoch_is_a_line(tmp_path):
     assert all(0 <= line["error"] <= 100 for line in lines)
     assert lines[0]["watched"] == "test"
     assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
-    assert lines[0]["observe"] == "membrane"
-    assert lines[0]["estimator"] == repr(ep.EquilibriumPropagation())
+    settings = ep.convert(small_convolutional()).settings.plain()
+    assert {name: lines[0][name] for name in settings} == settings
+    assert lines[0]["steps"] == [7, 5]
     assert lines[0]["torch"] == torch.__version__
 
 
@@ -63,4 +63,4 @@ def test_an_interrupted_run_keeps_its_epochs(tmp_path):
 
 def test_the_directory_is_checked():
     with pytest.raises(ValueError, match="cannot make the directory"):
-        RecordErrors("/proc/nowhere/results.jsonl", "digits")
+        ep.RecordErrors("/proc/nowhere/results.jsonl", "digits")

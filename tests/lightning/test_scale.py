@@ -114,11 +114,11 @@ def test_bf16_mixed_is_autocast_in_a_plain_loop(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("encoder", "nudging"), [("predictive", "symmetric"), ("bernoulli", "random_sign")])
+@pytest.mark.parametrize(("encoder", "nudging"), [("adaptive_delta", "positive"), ("bernoulli", "random_sign")])
 def test_the_same_seed_gives_the_same_weights(encoder, nudging, tmp_path):
     def trained(seed):
         model, _ = make_model()
-        model.encoder, model.gradient = encoder, ep.EquilibriumPropagation(nudging=nudging)
+        model.encoder, model.estimator = encoder, ep.EquilibriumPropagation(nudging=nudging)
         L.seed_everything(seed, verbose=False)
         data = ep.DigitsDataModule(32, train_samples=96, seed=seed)
         trainer(tmp_path, max_epochs=1, deterministic=True).fit(ep.EPLightningModule(model, optimizer=sgd), data)

@@ -20,14 +20,15 @@ import ep_plugin as ep
 
 CASES = {
     "graded": ({"encoder": "graded"}, "64-true"),
-    "spiking": ({"encoder": "predictive"}, "64-true"),
+    "spiking": ({"encoder": "adaptive_delta"}, "64-true"),
+    "binary": ({"encoder": "predictive_sigma_delta", "estimator": ep.FullPhaseEP()}, "64-true"),
     "bfloat16": ({"encoder": "graded"}, "bf16-mixed"),
 }
 GLOBAL_BATCH = 4
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.5, momentum=0.9)
+    return torch.optim.SGD(parameters, 0.1, momentum=0.9)
 
 
 class Images(L.LightningDataModule):

@@ -9,7 +9,7 @@ import ep_plugin as ep
 
 
 # The network averages 200 float32 states, hence 1e-5 and not the last bit.
-@pytest.mark.parametrize("encoder", ["graded", "sigma_delta", "predictive"])
+@pytest.mark.parametrize("encoder", ["graded", "adaptive_delta", "sigma_delta", "predictive_sigma_delta"])
 @pytest.mark.parametrize("threshold", [0.7, 1.0, torch.tensor([0.5, 1.0, 2.0, 1.5])])
 def test_loop_settles_where_the_network_does(encoder, threshold):
     lif = ep.ConvergentLeaky(beta=0.9, threshold=threshold, encoder=encoder)
@@ -19,15 +19,15 @@ def test_loop_settles_where_the_network_does(encoder, threshold):
         spk, mem = lif(current, mem)
         count = count + spk
     model = ep.ConvergentNetwork(
-        nn.Identity(), [ep.Layer(threshold)], [], encoder=encoder, relaxation=ep.Relaxation(steps)
+        nn.Identity(), [ep.Layer(threshold)], [], encoder=encoder, relaxation=ep.Relaxation(steps, step_size=0.85)
     )
-    equilibrium = model.relax(current)
+    equilibrium = model.free_phase(current)
     torch.testing.assert_close(mem.membrane / threshold, equilibrium.states[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(equilibrium.states[0], (current / threshold).clamp(0, 1), rtol=0, atol=1e-5)
     torch.testing.assert_close(count / steps, equilibrium.states[0], rtol=0, atol=0.02)
 
 
-def test_quantiser_is_an_integrate_and_fire_neuron():
+def test_quantizer_is_an_integrate_and_fire_neuron():
     """Sigma-delta spikes are those of snn.Leaky(beta=1) at the same constant rate, but for the onset."""
     rate = torch.rand(1, 50)
     lif = snn.Leaky(beta=1.0)

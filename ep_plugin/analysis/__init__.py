@@ -1,0 +1,1 @@
+"""Looking at a network: how it settles, what fires, whether its gradient is the true one."""

@@ -1,0 +1,71 @@
+"""How well two estimators' gradients agree, parameter by parameter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep_plugin.estimators.estimator import GradientEstimator
+from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.network import ConvergentNetwork
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well one parameter's gradient agrees with a reference's.
+
+    Attributes:
+        name: of the parameter.
+        cosine: of the two gradients.
+        norm_ratio: the model's norm over the reference's.
+        relative_error: norm of their difference over the reference's norm.
+    """
+
+    name: str
+    cosine: float
+    norm_ratio: float
+    relative_error: float
+
+
+def gradient_agreement(
+    model: ConvergentNetwork,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    reference: GradientEstimator | ConvergentNetwork | None = None,
+) -> list[Agreement]:
+    """Compares the model's gradient with a reference's, for every parameter that has one.
+
+    Args:
+        model: with the estimator in question as its `estimator`. Its `.grad`s are left alone.
+        x: a batch.
+        y: its targets.
+        loss: (output, y) -> scalar.
+        reference: an estimator, for the same model with the same encoder and the same steps (the exact
+            ones take graded neurons and steps enough to converge: set them on the model); or another
+            network over the same parameters. By default `ImplicitDifferentiation()`.
+
+    Returns:
+        One `Agreement` per parameter, in the model's order; NaN where both gradients are zero.
+
+    Example:
+        >>> gradient_agreement(model.variant(encoder="graded"), x, y, nn.functional.cross_entropy)
+    """
+    if not isinstance(reference, ConvergentNetwork):
+        reference = model.variant(estimator=ImplicitDifferentiation() if reference is None else reference)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    found = []
+    for network in (model, reference):
+        parameters = dict(network.named_parameters())
+        found.append(torch.autograd.grad(loss(network(x), y), [parameters[n] for n in names]))
+    return [_compare(n, a, b) for n, a, b in zip(names, *found, strict=True)]
+
+
+def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:
+    return Agreement(
+        name,
+        cosine=((a * b).sum() / (a.norm() * b.norm())).item(),
+        norm_ratio=(a.norm() / b.norm()).item(),
+        relative_error=((a - b).norm() / b.norm()).item(),
+    )

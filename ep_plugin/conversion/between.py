@@ -1,0 +1,151 @@
+"""Modules as they may stand between two neurons: affine, or piecewise so."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from ep_plugin.conversion.functions import Function
+from ep_plugin.conversion.neurons import place_of
+from ep_plugin.linear.base import register_linear
+from ep_plugin.linear.connection import Connection, is_known
+from ep_plugin.linear.modules import FixedNormalization, SharedDropout
+
+_MAX_POOLING = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_AVERAGES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool1d: nn.AvgPool1d,
+    nn.MaxPool2d: nn.AvgPool2d,
+    nn.MaxPool3d: nn.AvgPool3d,
+    nn.AdaptiveMaxPool1d: nn.AdaptiveAvgPool1d,
+    nn.AdaptiveMaxPool2d: nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool3d: nn.AdaptiveAvgPool3d,
+}
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+_SMOOTH = (
+    *(nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softsign),
+    *(nn.LogSigmoid, nn.Tanhshrink, nn.Hardswish, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin),
+)
+
+_REASONS: list[tuple[tuple[type[nn.Module], ...], str]] = [
+    (
+        (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm),
+        "its statistics are those of the neurons' states, so that it is smooth and not linear, and what it feeds back "
+        "needs its second derivative, which is not written: use a batch normalization, or move it before the first "
+        "neuron or after the last",
+    ),
+    (
+        (nn.AlphaDropout, nn.FeatureAlphaDropout),
+        "it is made for other activations: use nn.Dropout",
+    ),
+    (
+        _SMOOTH,
+        "it is smooth and not linear, so that what it feeds back needs its second derivative, which is not written. "
+        "The neuron is a nonlinearity already: remove it, use a piecewise linear one (ReLU, ReLU6, LeakyReLU, "
+        "Hardtanh), or choose the neurons' own with convert(..., activation=...)",
+    ),
+]
+
+
+def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: list[str]) -> nn.Module:
+    """The module as it may stand between two neurons.
+
+    Args:
+        name: what the model calls it.
+        module: of the model.
+        max_pooling: as in `convert`.
+        notes: remarks for the user are added to these.
+
+    Raises:
+        ValueError: it has no counterpart, with the place and the reason.
+    """
+    place = place_of(name, module)
+    if isinstance(module, _MAX_POOLING):
+        return _average(place, module, notes) if max_pooling == "average" else module
+    if isinstance(module, nn.Flatten) and module.start_dim == 0:
+        raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more")
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        notes.append(f"{place} uses its running statistics, also in training, so they stay as they are")
+        try:
+            return FixedNormalization(module)
+        except ValueError as error:
+            raise ValueError(f"{place} cannot be converted: {error}") from None
+    if isinstance(module, _DROPOUT):
+        notes.append(f"{place} draws one mask a batch, the same for all samples, steps and phases")
+        return SharedDropout(module)
+    if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in _PADDING_MODES:
+        raise ValueError(f"{place} pads by {module.padding_mode!r}, which is not known")
+    if is_known(module):
+        return module
+    for types, reason in _REASONS:
+        if isinstance(module, types):
+            raise ValueError(f"{place} cannot be converted: {reason}")
+    way_out = f"say so by ep_plugin.register_linear({type(module).__name__})"
+    if isinstance(module, Function):
+        way_out = "put it into a module of its own, and say so by ep_plugin.register_linear(that module's type)"
+    raise ValueError(
+        f"{place} cannot be converted: it stands between two neurons and is not known to be linear. If it is affine in "
+        f"its input, {way_out}"
+    )
+
+
+def without_offset(place: str, module: nn.Module) -> nn.Module:
+    """The linear part of a module that stands between neurons, with the same weights.
+
+    Raises:
+        ValueError: it is not the same on each signal of a sum.
+    """
+    if isinstance(module, SharedDropout) or not Connection(module, 0, 0).is_linear:
+        reason = "it is linear only piece by piece"
+        if isinstance(module, SharedDropout):
+            reason = "each would get a mask of its own"
+        raise ValueError(
+            f"{place} cannot be converted: it follows a sum of several signals, and what it does to the sum is not "
+            f"the sum of what it does to each, since {reason}; put it before the sum"
+            + (', or use max_pooling="average"' if isinstance(module, _MAX_POOLING) else "")
+        )
+    if isinstance(module, FixedNormalization):
+        return FixedNormalization(module.norm, offset=False)
+    linear: Any = copy.copy(module)
+    if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
+        linear.value = 0.0
+        return linear
+    known = type_before_parametrizations(module).__module__.startswith(("torch.", "ep_plugin."))
+    if known and getattr(module, "bias", None) is None:
+        return module
+    if known and "bias" in module._parameters:
+        linear._parameters = {**module._parameters, "bias": None}
+        return linear
+    return LinearPart(module)
+
+
+class LinearPart(nn.Module):
+    """An affine module without its offset, where no more is known of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) - self.module(torch.zeros_like(x[:1]))
+
+
+register_linear(LinearPart)
+
+
+def _average(place: str, module: Any, notes: list[str]) -> nn.Module:
+    """Average pooling in the place of max pooling."""
+    average = next(to for kind, to in _AVERAGES.items() if isinstance(module, kind))
+    if hasattr(module, "output_size"):
+        pool = average(module.output_size)
+    elif module.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
+        raise ValueError(f"{place} cannot become average pooling: it is dilated. Use an undilated pool")
+    else:
+        pool = average(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+    notes.append(f"{place} became average pooling")
+    return pool

@@ -1,0 +1,29 @@
+"""Graded neurons: no spikes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message
+from ep_plugin.tensors import into
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The state itself: no spikes."""
+
+    spiking = False
+    signed = True
+    averages = False
+
+    def start(self, like: Tensor, layer: int, depth: int = 1) -> EncoderState:
+        return EncoderState(torch.zeros_like(like), torch.empty_like(like))
+
+    def encode(self, signal: Tensor, state: EncoderState, time: int, maximum: float) -> Message:
+        state.change = torch.sub(signal, state.trace, out=into(state.change))
+        state.trace = signal if torch.is_grad_enabled() else state.trace.copy_(signal)
+        return Message(state.change, None, None)
+
+    def for_deviations(self) -> Encoder:
+        return self

@@ -1,0 +1,55 @@
+"""A layer of neurons."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.dynamics.activations import Activation, as_activation
+
+
+class Layer(nn.Module):
+    """Neurons of one kind that settle where r = activation(gain * drive / threshold).
+
+    Args:
+        threshold: a number, or a tensor that broadcasts against the layer's state `[B, ...]`;
+            an `nn.Parameter` is trained.
+        activation: "hard_sigmoid", "sigmoid", "relu6", an `Activation`, or a callable.
+        level: how many feedback steps above the input the layer stands; by default its place in the
+            list. Layers of the same level feed each other back in full.
+        gain: what the neuron makes of a steady input before it meets the threshold (a synapse that
+            sums up its input): r = activation(gain * drive / threshold). A number above 0, or a tensor
+            that broadcasts like the threshold. Fixed.
+
+    Raises:
+        ValueError: a threshold or gain is not above 0, or the activation's name is unknown.
+    """
+
+    threshold: Tensor
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        activation: str | Activation | Callable[[Tensor], Tensor] = "hard_sigmoid",
+        level: int | None = None,
+        gain: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__()
+        gain = torch.as_tensor(gain, dtype=torch.get_default_dtype()).detach()
+        if not bool(((gain > 0) & gain.isfinite()).all()):
+            raise ValueError(f"gain is {gain.tolist()}; expected finite numbers above 0")
+        self.register_buffer("gain", None if bool((gain == 1).all()) else gain, persistent=False)
+        self.activation = as_activation(activation)
+        self.level = level
+        if isinstance(threshold, nn.Parameter):
+            self.threshold = threshold
+        else:
+            self.register_buffer("threshold", torch.as_tensor(threshold, dtype=torch.get_default_dtype()))
+        if not bool((self.threshold > 0).all()):
+            raise ValueError(f"threshold is {threshold!r}; expected numbers above 0")
+
+    @property
+    def theta(self) -> Tensor:
+        """The drive at which the state is 1, on the graph of a learnable threshold."""
+        return self.threshold if self.gain is None else self.threshold / self.gain

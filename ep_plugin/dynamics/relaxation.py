@@ -1,0 +1,314 @@
+"""Settling to equilibrium: the free phase."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ep_plugin.dynamics.encoders.base import Encoder, count_events
+from ep_plugin.dynamics.encoders.graded import Graded
+from ep_plugin.dynamics.network_state import NetworkState
+from ep_plugin.dynamics.system import System
+from ep_plugin.linear.connection import BoundConnection
+from ep_plugin.profiling import section
+from ep_plugin.tensors import into, largest, rows
+from ep_plugin.validation import chosen, count, fraction, positive
+
+Order = Literal["sequential", "alternating", "simultaneous"]
+Observed = Literal["trace", "membrane"]
+
+ORDERS: dict[str, str] = {
+    "sequential": "one layer after the other, from below",
+    "alternating": "groups of layers without a connection among them, in turn",
+    "simultaneous": "all at once",
+}
+OBSERVED: dict[str, str] = {"trace": "u, what the neighbours know", "membrane": "r, the neurons' own states"}
+
+# Steps between two looks at whether all samples have converged: a look synchronizes the device.
+_STEPS_BETWEEN_CHECKS = 8
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How a network settles.
+
+    Args:
+        steps: number of steps of the free phase. None chooses by the network's depth and encoder
+            (`default_steps`).
+        step_size: how far a neuron moves towards its activation in one step, in (0, 1]. It belongs to
+            the relaxation and not to the neuron: the equilibrium does not depend on it. None is 1, or
+            0.5 where a layer is connected with itself.
+        order: "sequential" (one layer after the other, from below: a step is a forward pass, into which
+            feedback is worked), "alternating" (groups of layers without a connection among them) or
+            "simultaneous". In the first two, and with full steps, the energy of graded neurons never rises.
+        tolerance: a graded sample stops once no state of it changes in a step by more than this times the step
+            size. Each sample stops by itself, so its result does not depend on its batch. Spiking neurons
+            run all their steps; their tolerance only says what counts as converged.
+
+    Raises:
+        ValueError: a value is out of its range.
+        TypeError: a value is no number.
+
+    Example:
+        >>> model.relaxation = Relaxation(steps=10)
+    """
+
+    steps: int | None = None
+    step_size: float | None = None
+    order: Order = "sequential"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            count("steps", self.steps)
+        if self.step_size is not None:
+            fraction("step_size", self.step_size)
+        chosen("order", self.order, ORDERS)
+        if self.tolerance is not None:
+            positive("tolerance", self.tolerance)
+
+    def steps_for(self, levels: Sequence[int], encoder: Encoder) -> int:
+        """The number of steps in a network whose layers stand at these levels."""
+        return self.steps or default_steps(depth(levels), encoder)[0]
+
+    def step_size_for(self, system: System) -> float:
+        """The step size in a network of this graph."""
+        recurrent = any(c.source == c.target for c in system.connections)
+        return self.step_size or (0.5 if recurrent else 1.0)
+
+
+def depth(levels: Sequence[int]) -> int:
+    """How many layers a signal passes on its longest way, counted by levels."""
+    return max(levels) - min(levels) + 1
+
+
+# Deepest network -> free and nudged steps with which events have told enough, and graded ones settled.
+_SPIKING = {3: (7, 5), 9: (8, 6), 17: (15, 10)}
+_GRADED = {9: (3, 2), 17: (4, 3)}
+
+
+def default_steps(levels: int, encoder: Encoder) -> tuple[int, int]:
+    """Free and nudged steps for a network of so many levels.
+
+    Events need steps for their digits, the more the deeper the network; graded states do not; the means
+    of binary spikes need more of both.
+    """
+    if encoder.averages:
+        free, nudged = default_steps(levels, encoder.for_deviations())
+        return max(15, 2 * free), nudged
+    table, beyond = (_SPIKING, (20, 12)) if encoder.spiking else (_GRADED, (6, 4))
+    return next((steps for deepest, steps in table.items() if levels <= deepest), beyond)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What every neuron did in every step of a phase. One tensor `[steps, B, ...]` a layer.
+
+    Attributes:
+        states: membranes (in a nudged phase: deviations, times c_l).
+        traces: what the neighbours knew of them.
+        spikes: -1, 0 or 1; None for graded neurons.
+    """
+
+    states: tuple[Tensor, ...]
+    traces: tuple[Tensor, ...]
+    spikes: tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """Where a network has settled, without a graph.
+
+    Attributes:
+        states: membranes r of each layer, `[B, ...]`, in units of the threshold.
+        traces: what the neighbours know of them, u, likewise. Of encoders with binary spikes, and under an
+            input that changes over time, both are means over the last half of the phase.
+        spikes: number of spikes of each layer and sample, `[layers, B]`; None for graded neurons. With
+            `AdaptiveDelta` a spike is a signed event, whose weight is a reduction over its layer unless it is
+            fixed.
+        residual: how far from settled each sample is, `[B]`: the largest difference of any neuron between
+            the state that its drive asks for and what its neighbours know, |rho(h) - u|.
+        steps: number of steps that were run.
+        converged: `residual` is below the tolerance, `[B]`; None without a tolerance.
+        trajectory: every step, if it was asked for.
+    """
+
+    states: tuple[Tensor, ...]
+    traces: tuple[Tensor, ...]
+    spikes: Tensor | None
+    residual: Tensor
+    steps: int
+    converged: Tensor | None
+    trajectory: Trajectory | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a phase starts from that nudges a settled network: no phase changes it.
+
+    Attributes:
+        traces: u, what is known of each layer, `[B, ...]`.
+        drives: what these traces drive each layer with.
+        bound: the connections, with the winners that they have there.
+    """
+
+    traces: tuple[Tensor, ...]
+    drives: tuple[Tensor, ...]
+    bound: tuple[BoundConnection, ...]
+
+    @classmethod
+    def of(cls, state: NetworkState) -> "Point":
+        """The end of a phase."""
+        return cls(tuple(state.traces), tuple(state.drives), tuple(link.bound for link in state.links))
+
+    def repeated(self, times: int) -> "Point":
+        """For a batch that is this one several times over."""
+        return Point(
+            tuple(torch.cat([t] * times) for t in self.traces),
+            tuple(torch.cat([d] * times) for d in self.drives),
+            tuple(b.repeated(times) for b in self.bound),
+        )
+
+
+@dataclass(frozen=True)
+class FreePhase:
+    """The free phase's end.
+
+    Attributes:
+        observed: what readout and contrasts see of each layer, `[B, ...]`; on the graph if there is one.
+        state: the neurons, to go on from.
+        point: where deviations start from.
+        equilibrium: what the user gets.
+    """
+
+    observed: tuple[Tensor, ...]
+    state: NetworkState
+    point: Point
+    equilibrium: Equilibrium
+
+
+def relax(
+    system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, record: bool = False
+) -> FreePhase:
+    """The free phase, from rest.
+
+    Args:
+        system: the equations.
+        encoder: what neurons send.
+        relaxation: how the network settles.
+        observe: "trace" or "membrane".
+        record: keep every step.
+    """
+    with section("free phase"):
+        steps, order = relaxation.steps_for(system.levels, encoder), system.order(relaxation.order)
+        state = NetworkState(system, encoder, relaxation.step_size_for(system))
+        averages = encoder.averages or system.values.frames is not None
+        means = Means(steps) if averages else None
+        fired = system.like.new_zeros(len(system.layers), len(system.like)) if encoder.spiking else None
+        recorder = Recorder() if record else None
+        stopping = None if encoder.spiking else relaxation.tolerance
+        if stopping is not None:
+            state.moving = torch.ones(len(system.like), dtype=torch.bool, device=system.like.device)
+        step = 0
+        for step in range(steps):
+            state.show(step)
+            state.sweep(order, step + 1)
+            messages = [m for m in state.sent if m is not None]
+            if fired is not None:
+                fired += torch.stack([count_events(m.events) for m in messages if m.events is not None])
+            if means is not None:
+                means.see(step, state.membranes, state.traces)
+            if recorder is not None:
+                recorder.see(state)
+            if stopping is not None and state.moving is not None:
+                state.moving = state.moving & (largest([m.sent for m in messages]) > stopping * state.step_size)
+                if step % _STEPS_BETWEEN_CHECKS == 0 and not state.moving.is_meta and not state.moving.any():
+                    break
+        for l in system.layers:
+            state.refresh(l)
+        if means is None:
+            membranes, traces, point = state.membranes, state.traces, Point.of(state)
+        else:
+            membranes, traces = means.mean()
+            with torch.no_grad():
+                point = _mean_point(system, traces)
+        with torch.no_grad():
+            residual = _residual(system, point)
+    return FreePhase(
+        observed=tuple(traces if observe == "trace" else membranes),
+        state=state,
+        point=point,
+        equilibrium=Equilibrium(
+            states=tuple(m.detach().clone() for m in membranes),
+            traces=tuple(t.detach().clone() for t in traces),
+            spikes=fired,
+            residual=residual,
+            steps=step + 1,
+            converged=None if relaxation.tolerance is None else residual <= relaxation.tolerance,
+            trajectory=None if recorder is None else recorder.trajectory(),
+        ),
+    )
+
+
+def _mean_point(system: System, traces: Sequence[Tensor]) -> Point:
+    """Where mean traces (and, of an input that changes over time, the frames' mean) would hold the network."""
+    return Point.of(NetworkState.at(system.detach(), [t.detach() for t in traces], Graded()))
+
+
+def _residual(system: System, point: Point) -> Tensor:
+    """|rho(h) - u|, the largest of each sample, `[B]`."""
+    worst = []
+    for l in system.layers:
+        asked = system.activations[l].value(point.drives[l] / system.values.thresholds[l])
+        worst.append(rows(asked.sub_(point.traces[l]).abs_()).amax(1))
+    return torch.stack(worst).amax(0)
+
+
+class Means:
+    """Means over the last half of a phase."""
+
+    def __init__(self, steps: int) -> None:
+        self.start, self.length = steps // 2, steps - steps // 2
+        self.totals: list[list[Tensor]] = []
+
+    def see(self, step: int, *kinds: Sequence[Tensor]) -> None:
+        if step < self.start:
+            return
+        if step == self.start:
+            self.totals = [[t.clone() for t in kind] for kind in kinds]
+        else:
+            self.totals = [
+                [torch.add(a, b, out=into(a)) for a, b in zip(*pair, strict=True)]
+                for pair in zip(self.totals, kinds, strict=True)
+            ]
+
+    def mean(self) -> list[list[Tensor]]:
+        return [[t / self.length for t in kind] for kind in self.totals]
+
+
+@dataclass
+class Recorder:
+    """Keeps every step of a phase."""
+
+    steps: list[tuple[list[Tensor], list[Tensor], list[Tensor] | None]] = field(default_factory=list)
+
+    def see(self, state: NetworkState) -> None:
+        """A step that has just been made."""
+        self.keep(state.membranes, state.traces, [m.events for m in state.sent if m is not None])
+
+    def keep(self, states: Sequence[Tensor], traces: Sequence[Tensor], events: Sequence[Tensor | None]) -> None:
+        """What the neurons are at, what is known of them, and what they have sent."""
+        sent = [t.detach().clone() for t in events if t is not None]
+        self.steps.append(([t.detach().clone() for t in states], [t.detach().clone() for t in traces], sent or None))
+
+    def trajectory(self) -> Trajectory:
+        """One tensor `[steps, B, ...]` a layer."""
+        states, traces, spikes = (
+            None if kind[0] is None else tuple(torch.stack(layer) for layer in zip(*kind, strict=True))
+            for kind in zip(*self.steps, strict=True)
+        )
+        assert states is not None
+        assert traces is not None
+        return Trajectory(states, traces, spikes)

@@ -1,0 +1,27 @@
+"""Backpropagation through the relaxation: the baseline on the same dynamics."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ep_plugin.dynamics.encoders.base import Encoder
+from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation, relax
+from ep_plugin.dynamics.system import System
+
+
+@dataclass(frozen=True)
+class BackpropThroughTime:
+    """Autograd through every step of the free phase; its memory grows with the number of steps.
+
+    Spikes pass gradients straight through: the derivative of the quantizer is taken as 1.
+
+    Example:
+        >>> model.estimator = BackpropThroughTime()
+    """
+
+    def solve(
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
+    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        """See `GradientEstimator`."""
+        free = relax(system, encoder, relaxation, observe)
+        return tuple(free.observed[l] for l in system.read), free.equilibrium

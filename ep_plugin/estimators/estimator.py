@@ -1,0 +1,70 @@
+"""What every gradient estimator is to the network, and the autograd node that they share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ep_plugin.dynamics.encoders.base import Encoder
+from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation
+from ep_plugin.dynamics.system import System
+from ep_plugin.validation import require_finite
+
+Gradients = Callable[[Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]]
+"""From dC/dr of every read layer, and which of the values want theirs, to dC/dvalues in `Values.flat`'s order."""
+
+
+class GradientEstimator(Protocol):
+    """How a loss becomes gradients: one method."""
+
+    def solve(
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
+    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        """Relaxes the network.
+
+        Args:
+            system: the equations; its values are on autograd's graph.
+            encoder: what neurons send.
+            relaxation: how the network settles.
+            observe: what the readout sees of a neuron.
+
+        Returns:
+            What the readout sees of every read layer, `[B, ...]`, with a way back to `system.values`;
+            and the equilibrium.
+        """
+
+
+def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> tuple[Tensor, ...]:
+    """The outputs, on autograd's graph: `gradients` is called when the backward pass comes."""
+    return _Node.apply(_Call(tuple(outputs), gradients, system.names()), *system.values.flat())
+
+
+@dataclass(frozen=True)
+class _Call:
+    outputs: tuple[Tensor, ...]
+    gradients: Gradients
+    names: list[str]
+
+
+class _Node(torch.autograd.Function):
+    """Where autograd ends and an estimator begins: dC/dr in, dC/dvalues out."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.save_for_backward(*values)
+        return tuple(output.clone() for output in call.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # an error if a value has been changed in place since the forward pass
+        _, *needed = ctx.needs_input_grad
+        found = [g if n else None for g, n in zip(ctx.call.gradients(grads, needed), needed, strict=True)]
+        if not grads[0].is_meta and bool(torch.stack([g.sum() for g in grads]).isfinite().all()):
+            named = [(g, name) for g, name in zip(found, ctx.call.names, strict=True) if g is not None]
+            require_finite("the gradient", [g for g, _ in named], [name for _, name in named])
+        return None, *found

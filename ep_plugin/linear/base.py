@@ -1,0 +1,149 @@
+"""What every map between neurons can do, and the registry from a module to its map.
+
+Signals go up through A(x) = K x + b and down through the adjoint K^T. A map's tensors (weights,
+masks, winners of a pooling) are handed in at every call, so nothing here has a state.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+
+Tensors = tuple[Tensor, ...]
+
+
+class LinearMap:
+    """One affine map A(x) = K x + b with its tensors made explicit. Shapes are batch first.
+
+    A subclass needs `tensors` and `affine`. `linear`, `adjoint` and `pullback` follow from them, by
+    autograd; override them where PyTorch has a kernel of its own.
+
+    Attributes:
+        is_linear: False for a map that is affine only near a state (max pooling): `at` then gives
+            the tensors of the map that it is there.
+    """
+
+    is_linear = True
+
+    def tensors(self) -> Tensors:
+        """The effective weights, on the autograd graph of the parameters that they are made of."""
+        return ()
+
+    def drawn(self, shape: Sequence[int], like: Tensor) -> Tensors:
+        """The tensors of one forward pass, for an input of `shape` (without the batch). Dropout draws its mask."""
+        return self.tensors()
+
+    def prepared(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype) -> Tensors:
+        """The tensors as many calls want them: in `dtype`, laid out for an input of `shape`."""
+        return tuple(t.to(dtype) for t in tensors)
+
+    def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """A(x) = K x + b."""
+        raise NotImplementedError
+
+    def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """K x."""
+        return self.affine(tensors, x) - self.affine(tensors, torch.zeros_like(x[:1]))
+
+    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """K^T y, for an input of `shape` (without the batch)."""
+        at = y.new_zeros(len(y), *shape)
+        return vjp(lambda x: self.affine(tensors, x), at)[1](y)[0]
+
+    def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
+        """The gradient of <y, A(x)> with respect to each of the tensors; of <y, K x> if not `offset`."""
+        if not tensors:
+            return []
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+            own = tuple(leaves)
+            product = (y * (self.affine(own, x) if offset else self.linear(own, x))).sum()
+            wanted = [t for t in leaves if t.requires_grad]
+            found = iter(torch.autograd.grad(product, wanted, allow_unused=True))
+        return [next(found) if t.requires_grad else None for t in leaves]
+
+    def absorb(self, following: "LinearMap") -> "LinearMap | None":
+        """One map that does what this one and the `following` one do in turn; None if there is none."""
+        return None
+
+    def at(self, tensors: Tensors, x: Tensor) -> Tensors:
+        """The tensors of the affine map that this one is near `x`, with the batch first in each."""
+        return tensors
+
+
+class Differentiated(LinearMap):
+    """A linear module without a map of its own, differentiated by PyTorch: in float32 at least."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.names = [name for name, _ in module.named_parameters()]
+
+    def tensors(self) -> Tensors:
+        return tuple(self.module.parameters())
+
+    def prepared(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype) -> Tensors:
+        return tensors
+
+    def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self._call(tensors, at_least_float32(x)).to(x.dtype)
+
+    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
+        wide = at_least_float32(y)
+        at = wide.new_zeros(len(y), *shape)
+        return vjp(lambda x: self._call(tensors, x), at)[1](wide)[0].to(y.dtype)
+
+    def _call(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), (x,))
+
+
+REGISTRY: dict[type[nn.Module], Callable[..., LinearMap]] = {}
+"""Module type -> its map."""
+
+
+def register_linear(module_type: type[nn.Module], map_type: Callable[..., LinearMap] = Differentiated) -> None:
+    """Lets modules of a type stand between neurons.
+
+    Args:
+        module_type: its `forward` must be affine in its one input, `[B, ...] -> [B, ...]`, the same for
+            every sample, and must not change from call to call. Subclasses are registered by themselves.
+        map_type: from a module to its `LinearMap`. By default the module is differentiated by PyTorch.
+
+    Raises:
+        TypeError: `module_type` is not a subclass of `nn.Module`.
+
+    Example:
+        >>> class Flip(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.flip(-1)
+        >>> register_linear(Flip)
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"register_linear was given {module_type!r}; expected a subclass of nn.Module")
+    REGISTRY[module_type] = map_type
+
+
+def register_all(module_types: Iterable[type[nn.Module]], map_type: Callable[..., LinearMap] = Differentiated) -> None:
+    """`register_linear` for several types."""
+    for module_type in module_types:
+        register_linear(module_type, map_type)
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def laid_out(t: Tensor) -> Tensor:
+    """Channels last, where that pays: on a CPU convolutions are faster so, and their adjoints up to
+    nine times (5x5 kernels, pooled, batch 64). Elsewhere PyTorch's own choice is kept."""
+    if t.dim() == 4 and t.device.type in ("cpu", "meta"):
+        return t.contiguous(memory_format=torch.channels_last)
+    return t
+
+
+def as_tuple(value: object, length: int) -> tuple[int, ...]:
+    """A size as PyTorch's modules take it (a number, or one a dimension), one a dimension."""
+    if isinstance(value, int):
+        return (value,) * length
+    value = tuple(value)  # type: ignore[arg-type]
+    return value * length if len(value) < length else value

@@ -1,0 +1,275 @@
+"""Connections between layers of neurons: compositions of affine maps, with their weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from ep_plugin.linear import convolution, dense, modules, pooling  # noqa: F401  (they fill the registry)
+from ep_plugin.linear.base import REGISTRY, Differentiated, LinearMap, Tensors, at_least_float32, laid_out
+from ep_plugin.linear.convolution import symmetric_padding
+from ep_plugin.linear.modules import FixedNormalization, SharedDropout
+from ep_plugin.linear.pooling import MaxPool
+
+_CHANGE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.modules.batchnorm._BatchNorm: FixedNormalization,
+    nn.modules.dropout._DropoutNd: SharedDropout,
+}
+"""What changes from step to step -> what may stand in its place."""
+
+_OWN_ENERGY = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
+
+
+class Connection(nn.Module):
+    """The weights between two layers of neurons.
+
+    Args:
+        module: affine in its input, `[B, ...] -> [B, ...]`: a module of PyTorch that is known to be, one
+            of a type given to `register_linear`, or an `nn.Sequential` of these. Max pooling, ReLU,
+            LeakyReLU, ReLU6 and Hardtanh are piecewise affine and may stand in it. Its parameters are
+            shared, not copied.
+        source: index of the layer whose neurons send.
+        target: index of the layer whose neurons receive. It may equal `source` (a recurrent layer,
+            which then acts through K + K^T).
+
+    Raises:
+        ValueError: a module is not known to be affine.
+    """
+
+    def __init__(self, module: nn.Module, source: int, target: int) -> None:
+        super().__init__()
+        self.module = module
+        self.source, self.target = source, target
+        self._maps = _composition(_flat(module))
+        with torch.no_grad():
+            self._sizes = [len(m.tensors()) for m in self._maps]
+        self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+
+    def extra_repr(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is affine everywhere, and not only near a state."""
+        return all(m.is_linear for m in self._maps)
+
+    @property
+    def pools_maxima(self) -> bool:
+        """Whether max pooling stands in it."""
+        return any(isinstance(m, MaxPool) for m in self._maps)
+
+    def tensors(self, shape: Sequence[int] | None = None, like: Tensor | None = None) -> Tensors:
+        """Effective weights: what the parameters have become after folding, tying or normalizing.
+
+        With the `shape` of the source, dropout's masks are drawn among them (of the parameters' type and place,
+        or those of `like` where there are none); without, nothing is dropped.
+        """
+        if shape is None:
+            return tuple(t for m in self._maps for t in m.tensors())
+        like = _like(self.module, like)
+        return tuple(t for m, at in zip(self._maps, self.shapes(shape)[:-1], strict=True) for t in m.drawn(at, like))
+
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shapes without the batch, from the given input through every map to the output.
+
+        They follow from the input's shape alone, so they are worked out once for each.
+        """
+        shape = tuple(shape)
+        if shape not in self._shapes:
+            values = [_like(self.module).new_zeros(1, *shape)]
+            with torch.no_grad():
+                for linear, own in zip(self._maps, self._split(self.tensors()), strict=True):
+                    values.append(linear.affine(own, values[-1]))
+            self._shapes[shape] = [tuple(v.shape[1:]) for v in values]
+        return self._shapes[shape]
+
+    def bound(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype | None = None) -> "BoundConnection":
+        """The connection with its weights, for a source of `shape`: prepared for many calls in `dtype`, if given."""
+        shapes, parts = self.shapes(shape), []
+        for linear, own, at in zip(self._maps, self._split(tensors), shapes[:-1], strict=True):
+            parts.append(_Part(linear, own if dtype is None else linear.prepared(own, at, dtype), at))
+        return BoundConnection(self.source, self.target, tuple(parts), shapes[-1], dtype)
+
+    def _split(self, tensors: Tensors) -> list[Tensors]:
+        """Every map's own of the tensors."""
+        ends = list(accumulate(self._sizes))
+        return [tensors[end - n : end] for n, end in zip(self._sizes, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    map: LinearMap
+    tensors: Tensors
+    shape: Sequence[int]  # of its input, without the batch
+
+
+@dataclass(frozen=True)
+class BoundConnection:
+    """A connection with its weights: A(x) = K x + b from `source` to `target`, the formulas of `LinearMap`."""
+
+    source: int
+    target: int
+    parts: tuple[_Part, ...]
+    shape: Sequence[int]  # of its output, without the batch
+    dtype: torch.dtype | None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is affine everywhere, and not only near a state."""
+        return all(p.map.is_linear for p in self.parts)
+
+    def affine(self, x: Tensor) -> Tensor:
+        """A(x), `[B, ...]` of the target's shape."""
+        x = self._cast(x)
+        for part in self.parts:
+            x = part.map.affine(part.tensors, x)
+        return x
+
+    def linear(self, x: Tensor) -> Tensor:
+        """K x."""
+        x = self._cast(x)
+        for part in self.parts:
+            x = part.map.linear(part.tensors, x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """K^T y, `[B, ...]` of the source's shape."""
+        y = self._cast(y)
+        for part in reversed(self.parts):
+            y = part.map.adjoint(part.tensors, y, part.shape)
+        return y
+
+    def at(self, x: Tensor) -> tuple["BoundConnection", Tensor]:
+        """The affine connection that this one is near the state `x` of its source, and A(x)."""
+        x, parts = self._cast(x), []
+        for part in self.parts:
+            tensors = part.tensors if part.map.is_linear else part.map.at((), x)
+            parts.append(replace(part, tensors=tensors))
+            x = part.map.affine(tensors, x)
+        return replace(self, parts=tuple(parts)), x
+
+    def pinned(self, other: "BoundConnection") -> "BoundConnection":
+        """This one with the winners of another, that `at` has returned for the same connection."""
+        return replace(
+            self,
+            parts=tuple(p if p.map.is_linear else o for p, o in zip(self.parts, other.parts, strict=True)),
+        )
+
+    def repeated(self, times: int) -> "BoundConnection":
+        """For a batch that is the original one several times over."""
+        return replace(
+            self,
+            parts=tuple(
+                p if p.map.is_linear else replace(p, tensors=tuple(torch.cat([t] * times) for t in p.tensors))
+                for p in self.parts
+            ),
+        )
+
+    def pullback(self, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
+        """The gradient of <y, A(x)> (of <y, K x> if not `offset`) with respect to every tensor of the connection.
+
+        Winners are held fixed. A tensor that has none gets None.
+        """
+        learned = [k for k, p in enumerate(self.parts) if p.map.is_linear and p.tensors]
+        if not learned:
+            return []
+        inputs = [x]
+        for part in self.parts[: learned[-1]]:
+            step = part.map.affine if offset else part.map.linear
+            inputs.append(step(part.tensors, inputs[-1]))
+        found: list[Tensor | None] = []
+        for k in range(len(self.parts) - 1, learned[0] - 1, -1):
+            part = self.parts[k]
+            if k in learned:
+                found = [*part.map.pullback(part.tensors, inputs[k], y, offset), *found]
+            if k > learned[0]:
+                y = part.map.adjoint(part.tensors, y, part.shape)
+        return found
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x if self.dtype is None else x.to(self.dtype)
+
+
+def evaluate(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)`, with the pooling behind a convolution folded into it where that is exact."""
+    found = _flat(module)
+    if module._forward_hooks or module._forward_pre_hooks or not all(map(_has_map, found)):
+        return module(x)
+    for linear in _composition(found):
+        x = linear.affine(tuple(laid_out(t) for t in linear.tensors()), x)
+    return x
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether the module may stand between neurons: affine, or piecewise so."""
+    return type_before_parametrizations(module) in REGISTRY
+
+
+def _like(module: nn.Module, otherwise: Tensor | None = None) -> Tensor:
+    """Something of the type and place of the module's tensors."""
+    for own in chain(module.parameters(), module.buffers()):
+        if own.is_floating_point():
+            return own.detach()
+    return torch.empty(0) if otherwise is None else at_least_float32(otherwise.detach())
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    if type(module) is nn.Sequential:
+        return [leaf for child in module for leaf in _flat(child)]
+    return [module]
+
+
+def _composition(found: list[nn.Module]) -> list[LinearMap]:
+    """The modules' maps, folded where that is exact."""
+    maps: list[LinearMap] = []
+    for module in found:
+        following = _map_of(module)
+        joined = maps[-1].absorb(following) if maps else None
+        if joined is None:
+            maps.append(following)
+        else:
+            maps[-1] = joined
+    return maps
+
+
+def _map_of(module: nn.Module) -> LinearMap:
+    if not is_known(module):
+        raise ValueError(_reason(module))
+    return REGISTRY[type_before_parametrizations(module)](module) if _has_map(module) else Differentiated(module)
+
+
+def _has_map(module: nn.Module) -> bool:
+    """Whether the registered map is what the module does."""
+    # A hook may change what the module does (weight_norm and pruning write the weight in one).
+    if not is_known(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        try:
+            symmetric_padding(module)
+        except ValueError:
+            return False
+    return True
+
+
+def _reason(module: nn.Module) -> str:
+    """Why a module cannot stand between neurons, and the way out."""
+    name = type(module).__name__
+    for unfit, fit in _CHANGE.items():
+        if isinstance(module, unfit):
+            return (
+                f"a {name} changes from step to step, so it cannot connect neurons; expected "
+                f"ep_plugin.linear.modules.{fit.__name__}(module) in its place, or ep_plugin.convert"
+            )
+    if isinstance(module, _OWN_ENERGY):
+        return (
+            f"a {name} between neurons is smooth and not linear: its statistics are those of the neurons' states, so "
+            "that what it feeds back needs its second derivative, which is not written; use a batch normalization, or "
+            "move it before the first neuron or after the last"
+        )
+    return (
+        f"a {name} is not known to be linear, so that its feedback might be wrong; if its forward is affine in its "
+        f"input, say so by ep_plugin.register_linear({name})"
+    )

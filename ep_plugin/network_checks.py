@@ -1,0 +1,181 @@
+"""What a network refuses before any work: graphs, inputs and records that do not fit."""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.dynamics.encoders.event_weights import is_fixed
+from ep_plugin.dynamics.layer import Layer
+from ep_plugin.dynamics.relaxation import Equilibrium, Relaxation
+from ep_plugin.dynamics.system import System
+from ep_plugin.estimators.full_phases import FullPhaseEP
+from ep_plugin.linear.connection import Connection
+from ep_plugin.settings import Settings
+from ep_plugin.validation import expected_input, require_finite
+
+
+def check_graph(layers: int, connections: Sequence[Connection], driven: Sequence[int], read: Sequence[int]) -> None:
+    if layers == 0:
+        raise ValueError("the network has no layer of neurons; expected at least one")
+    for what, chosen in (("driven", driven), ("read", read)):
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= l < layers for l in chosen):
+            raise ValueError(f"{what} is {tuple(chosen)}; expected one or more different layers of 0..{layers - 1}")
+    for c in connections:
+        if not isinstance(c, Connection):
+            raise TypeError(f"{c!r} is not a Connection; expected Connection(module, source, target)")
+        if not (0 <= c.source < layers and 0 <= c.target < layers):
+            raise ValueError(f"the connection {c.source} -> {c.target} names a layer outside 0..{layers - 1}")
+    reached, before = set(driven), 0
+    while len(reached) > before:
+        before = len(reached)
+        reached |= {c.target for c in connections if c.source in reached}
+    if missing := sorted(set(range(layers)) - reached):
+        raise ValueError(f"no connection leads from layer {driven[0]} to layer {missing[0]}")
+
+
+def check_settings(settings: Settings, layers: Sequence[Layer], connections: Sequence[Connection]) -> None:
+    """Refuses settings that mean nothing for these layers, and warns of those that lose something.
+
+    Raises:
+        ValueError: states may be negative, and the encoder's spikes have one sign.
+    """
+    for l, layer in enumerate(layers):
+        if not settings.encoder.signed and layer.activation.least < 0:
+            raise ValueError(
+                f"the states of layer {l} may be negative (down to {layer.activation.least:g}), which binary "
+                f'spikes cannot tell ({settings.encoder!r}); use encoder="adaptive_delta" or "graded", or an '
+                "activation whose states are 0 or more"
+            )
+    for c in connections:
+        if c.pools_maxima and layers[c.target].activation.least < 0:
+            warnings.warn(
+                f"max pooling before layer {c.target}, whose states may be negative: two inputs may "
+                "take turns as winners for ever, and the network never settle (see Equilibrium.residual)",
+                stacklevel=5,
+            )
+        if c.pools_maxima and settings.encoder.spiking and isinstance(settings.estimator, FullPhaseEP):
+            warnings.warn(
+                f"max pooling before layer {c.target} and full phases of spikes: their winners do not match, so "
+                "that the gradient is lost below (cosines of .1 in the first layer of 2C2FC); use "
+                "EquilibriumPropagation()",
+                stacklevel=5,
+            )
+    if is_fixed(settings.encoder) and isinstance(settings.estimator, FullPhaseEP):
+        raise ValueError(
+            "fixed event weights are constants of the free phase's steps, beyond which full phases go on; use "
+            'estimator=EquilibriumPropagation() or AdaptiveDelta(event_weight="sample")'
+        )
+
+
+def layer_shapes(
+    layers: Sequence[Layer], connections: Sequence[Connection], driven: Sequence[int], drives: Sequence[Tensor]
+) -> list[tuple[int, ...]]:
+    """Every layer's shape without the batch, once connections and thresholds are known to fit.
+
+    Raises:
+        ValueError: one does not.
+    """
+    shapes: dict[int, tuple[int, ...]] = {}
+    for l, drive in zip(driven, drives, strict=True):
+        shapes[l] = tuple(drive.shape[1:])
+    pending = list(connections)
+    while pending:
+        connection = next(c for c in pending if c.source in shapes)
+        pending.remove(connection)
+        i, j = connection.source, connection.target
+        try:
+            shape = connection.shapes(shapes[i])[-1]
+        except RuntimeError as error:
+            raise ValueError(
+                f"the connection {i} -> {j} does not fit layer {i}, which has the shape {list(shapes[i])} "
+                f"for this input: {error}"
+            ) from error
+        if shapes.setdefault(j, shape) != shape:
+            raise ValueError(
+                f"the connection {i} -> {j} gives the shape {list(shape)}; expected {list(shapes[j])}, which "
+                f"layer {j} has"
+            )
+    for l, layer in enumerate(layers):
+        threshold = layer.theta
+        if threshold.dim() and not _broadcasts(threshold.shape, (1, *shapes[l])):
+            raise ValueError(
+                f"the threshold of layer {l} has the shape {list(threshold.shape)}, which does not "
+                f"broadcast against the layer's neurons {list(shapes[l])}"
+            )
+    return [shapes[l] for l in range(len(layers))]
+
+
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of `shape` combines with one of `target` without changing its shape."""
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False))
+
+
+def steps_a_frame(relaxation: Relaxation, wanted: int, frames: int) -> int:
+    if relaxation.tolerance is not None:
+        raise ValueError(
+            f"the relaxation has the tolerance {relaxation.tolerance:g}, at which a sample stops; expected None, as "
+            "an input that changes over time has to be seen to its end"
+        )
+    if relaxation.steps is None:
+        return -(-wanted // frames)
+    if relaxation.steps % frames:
+        raise ValueError(
+            f"the relaxation takes {relaxation.steps} steps for {frames} frames; expected one or more steps for each "
+            f"frame, such as Relaxation({frames})"
+        )
+    return relaxation.steps // frames
+
+
+def check_input(x: Tensor, stem: nn.Module, time_varying: bool) -> None:
+    """Refuses what cannot be an input of a network with this stem.
+
+    Raises:
+        ValueError: a wrong shape, an empty batch, or numbers that are not finite.
+        TypeError: no tensor of floating point numbers.
+    """
+    leading = ["time", "batch"] if time_varying else ["batch"]
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{', '.join(leading)}, ...]")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
+        )
+    expected = expected_input(stem)
+    shape = list(x.shape)
+    sample = shape[len(leading) :]
+    if expected is None:
+        if not sample:
+            raise ValueError(f"the input has the shape {shape}; expected [{', '.join(leading)}, ...]")
+    elif len(expected) != len(sample) or any(e != n for e, n in zip(expected, sample, strict=True) if e is not None):
+        words = ", ".join([*leading, *("size" if e is None else str(e) for e in expected)])
+        raise ValueError(f"the input has the shape {shape}; expected [{words}]")
+    if 0 in shape[: len(leading)]:
+        raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
+    if not x.is_meta and not bool(x.isfinite().all()):
+        raise ValueError("the input holds NaN or infinite values; expected finite numbers")
+
+
+def require_finite_states(equilibrium: Equilibrium) -> None:
+    require_finite(
+        "the state of a neuron", list(equilibrium.states), [f"layer {l}" for l in range(len(equilibrium.states))]
+    )
+
+
+def require_room(system: System, steps: int, shape: Sequence[int]) -> None:
+    """Refuses a record of so many steps that does not fit into memory."""
+    neurons = sum(torch.Size(s).numel() for s in system.shapes)
+    wanted = 3 * steps * len(system.like) * neurons * system.like.element_size()
+    if system.like.device.type == "cuda":
+        free = torch.cuda.mem_get_info(system.like.device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if wanted > free:
+        raise ValueError(
+            f"a record of {steps} steps of {neurons:,} neurons for an input of shape {list(shape)} takes "
+            f"{wanted / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; record fewer samples"
+        )

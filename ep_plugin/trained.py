@@ -1,0 +1,103 @@
+"""Networks that come trained, and the files that hold them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ep_plugin.conversion import ConversionWarning, convert
+from ep_plugin.dynamics.encoders import AdaptiveDelta, Bernoulli, Graded, PredictiveSigmaDelta, SigmaDelta
+from ep_plugin.dynamics.relaxation import Relaxation
+from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
+from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
+from ep_plugin.estimators.full_phases import FullPhaseEP
+from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.models import convolutional_2c2fc
+from ep_plugin.network import ConvergentNetwork
+from ep_plugin.validation import chosen
+
+PRETRAINED = {"mnist-2c2fc": "MNISTDataModule", "fashion-mnist-2c2fc": "FashionMNISTDataModule"}
+"""Name -> the data module of the images that the network was trained on."""
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+# What a setting may be in a file, beside numbers and strings.
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        *(AdaptiveDelta, Bernoulli, Graded, PredictiveSigmaDelta, SigmaDelta, Relaxation),
+        *(EquilibriumPropagation, FullPhaseEP, BackpropThroughTime, ImplicitDifferentiation),
+    )
+}
+
+
+def pretrained(name: str) -> ConvergentNetwork:
+    """A spiking 2C2FC network trained by equilibrium propagation alone, in evaluation mode.
+
+    It takes images `[B, 1, 28, 28]` in [0, 1] and gives the scores of ten classes, `[B, 10]`. How it
+    was trained, and its test error, stand in `examples/README.md`; `ep-plugin evaluate NAME` measures
+    the error anew.
+
+    Args:
+        name: "mnist-2c2fc" or "fashion-mnist-2c2fc".
+
+    Returns:
+        The network, with default settings: signed events, and a readout that sees nothing else.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> pretrained("mnist-2c2fc")(torch.rand(1, 1, 28, 28)).shape
+        torch.Size([1, 10])
+    """
+    chosen("name", name, PRETRAINED)
+    return load(_WEIGHTS / f"{name}.pt")
+
+
+def load(path: Path) -> ConvergentNetwork:
+    """The network that `save` has written, in evaluation mode."""
+    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    settings = {name: _made(value) for name, value in saved["settings"].items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConversionWarning)
+        model = convert(convolutional_2c2fc(**saved["net"]), **settings)
+    model.load_state_dict(saved["state_dict"])
+    return model.eval()
+
+
+def save(model: ConvergentNetwork, net: dict[str, Any], path: Path) -> None:
+    """Writes a trained network as plain data: weights, shape and settings.
+
+    Args:
+        model: a converted `convolutional_2c2fc(**net)`.
+        net: the arguments of that function.
+        path: the file to write.
+
+    Raises:
+        ValueError: an encoder or estimator is not of this package, so that `load` would not know it.
+    """
+    state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
+    settings = {name: _plain(name, value) for name, value in vars(model.settings).items()}
+    torch.save({"net": net, "settings": settings, "state_dict": state}, path)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as numbers, strings, lists and dictionaries."""
+    if isinstance(value, tuple):
+        return list(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    kind = type(value).__name__
+    if _KINDS.get(kind) is not type(value):
+        raise ValueError(f"{name} is {value!r}, which a file cannot hold; expected one of {', '.join(_KINDS)}")
+    return {"kind": kind, **vars(value)}
+
+
+def _made(value: Any) -> Any:
+    """The setting that `_plain` has written."""
+    if not isinstance(value, dict):
+        return value
+    return _KINDS[value["kind"]](**{k: v for k, v in value.items() if k != "kind"})

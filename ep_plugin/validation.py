@@ -1,0 +1,99 @@
+"""Checks of what users give, made once at the door so that the code behind it need not ask again."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def chosen(what: str, name: str, options: Mapping[str, T]) -> T:
+    """The option called `name`, or an error that lists the names there are."""
+    if not isinstance(name, str) or name not in options:
+        raise ValueError(f"{what} is {name!r}; expected one of {', '.join(map(repr, options))}")
+    return options[name]
+
+
+def finite_number(what: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} is {value!r}; expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {value!r}; expected a finite number")
+    return float(value)
+
+
+def positive(what: str, value: float) -> float:
+    if finite_number(what, value) <= 0:
+        raise ValueError(f"{what} is {value!r}; expected a number above 0")
+    return float(value)
+
+
+def fraction(what: str, value: float) -> float:
+    if not 0 < finite_number(what, value) <= 1:
+        raise ValueError(f"{what} is {value!r}; expected a number in (0, 1]")
+    return float(value)
+
+
+def count(what: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} is {value!r}; expected a whole number, 1 or more")
+    if value < 1:
+        raise ValueError(f"{what} is {value!r}; expected a whole number, 1 or more")
+    return value
+
+
+def require_finite(what: str, tensors: list[Tensor], names: list[str]) -> None:
+    """Stops the training at the first value that is no number, where it arises."""
+    if not tensors or tensors[0].is_meta:
+        return
+    # A sum is infinite or NaN where any value is, and takes a fraction of the time of isfinite(). (It may
+    # overflow by itself, so what it finds is looked at again.)
+    sums = torch.stack([t.detach().sum() for t in tensors])
+    if not bool(sums.isfinite().all()):  # one synchronization for all of them
+        bad = [not bool(t.isfinite().all()) for t in tensors]
+        if not any(bad):
+            return
+        where = ", ".join(name for name, b in zip(names, bad, strict=True) if b)
+        raise FloatingPointError(
+            f"{what} became NaN or infinite in {where}. Try a lower learning rate, gradient clipping, a smaller "
+            "initialization or, with a loss that can divide by zero, a look at the targets."
+        )
+
+
+def expected_input(stem: nn.Module) -> list[int | None] | None:
+    """A sample's shape (None: any size); None if the first module does not tell it."""
+    first = _first(stem)
+    if isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return [first.in_channels, *[None] * len(first.kernel_size)]
+    if isinstance(first, nn.Linear):
+        return [first.in_features]
+    return None
+
+
+def input_shape(stem: nn.Module, given: Sequence[int] | None, option: str) -> tuple[int, ...]:
+    """The input's shape without the batch: the given one, or the only one that fits.
+
+    Args:
+        stem: what stands before the first neuron.
+        given: sizes, 1 or more each.
+        option: an example of how to give them, for the error.
+
+    Raises:
+        ValueError, TypeError: it is not given and the first module leaves a size open, or a size is not 1 or more.
+    """
+    if given is not None:
+        return tuple(count(f"a size of the input's shape {tuple(given)}", n) for n in given)
+    expected = expected_input(stem)
+    if expected is None or None in expected:
+        raise ValueError(
+            f"the shape of an input cannot be told from {type(_first(stem)).__name__}, the first module; give it, "
+            f"without the batch: {option}"
+        )
+    return tuple(n for n in expected if n is not None)
+
+
+def _first(stem: nn.Module) -> nn.Module | None:
+    return next((m for m in stem.modules() if not isinstance(m, (nn.Sequential, nn.Identity))), None)
