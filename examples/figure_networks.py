@@ -20,10 +20,10 @@ LAYERS = {
     "connections.1.module.1.weight": "linear",
     "readout.0.weight": "readout",
 }
-# How neurons tell the nudge, and what that is called. Full phases as arXiv:2405.02546 has them: predictive
-# sigma-delta spikes, and a nudge strong enough to stand out of their noise.
+# How neurons tell the nudge, and what that is called. Full phases as the recipe mnist-paper has them: predictive
+# sigma-delta spikes, and a feedback and a nudge strong enough to stand out of their noise.
 TOLD = {"graded": "graded deviations", "events": "deviations by signed events", "full": "full phases of binary spikes"}
-FULL: dict[str, Any] = {"encoder": "predictive_sigma_delta", "observe": "membrane"}
+FULL: dict[str, Any] = {"encoder": "predictive_sigma_delta", "observe": "membrane", "feedback": 0.05}
 Samples = list[tuple[Tensor, Tensor]]
 
 
@@ -65,7 +65,7 @@ def telling(
 
 
 def settled(model: ep.ConvergentNetwork) -> ep.ConvergentNetwork:
-    """BPTT through settled graded states."""
+    """BPTT through settled graded states, at the same feedback."""
     return model.variant(encoder="graded", relaxation=ep.Relaxation(40), estimator=ep.BackpropThroughTime())
 
 

@@ -65,8 +65,8 @@ def agreement(
     seen = list(batches(ep.MNISTDataModule(data_dir, seed=1), images))
     rows: list[dict] = []
     model = trained(network(), ep.MNISTDataModule(data_dir), train_batches)
-    reference = gradients(settled(model), LAYERS, seen)
     for told in TOLD:
+        reference = gradients(settled(telling(model, told)), LAYERS, seen)
         tried = [("steps", s, telling(model, told, s)) for s in (4, 8, 15, 30, 60)]
         tried += [("beta", b, telling(model, told, 30, b)) for b in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)]
         for over, at, own in tried:
@@ -79,9 +79,9 @@ def agreement(
     for hidden in (1, 3, 5, 8):
         model = trained(chain(hidden), ep.MNISTDataModule(data_dir), train_batches)
         names = [name for name, _ in model.named_parameters() if name.endswith("weight")]
-        reference = gradients(settled(model), names, seen)
         for told in TOLD:
-            found = cosines(gradients(telling(model, told), names, seen), reference)
+            own = telling(model, told)
+            found = cosines(gradients(own, names, seen), gradients(settled(own), names, seen))
             rows += [
                 {"over": "depth", "told": told, "at": hidden, "layer": f"weight {k}", "cosine": c}
                 for k, c in enumerate(found, start=1)
@@ -117,7 +117,7 @@ def agreement(
 
 @app.command()
 def pooling(
-    data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, train_batches: Batches = 200, images: Images = 4
+    data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, train_batches: Batches = 100, images: Images = 4
 ) -> None:
     """Average against max pooling between neurons: a training curve, and the gradients at its end."""
     seen = list(batches(ep.MNISTDataModule(data_dir, seed=1), images))
@@ -127,13 +127,13 @@ def pooling(
         for pool in ("average", "max"):
             model = network(told, pool)
             for n in train(model, ep.MNISTDataModule(data_dir), train_batches):
-                if n % max(1, train_batches // 8) == 0:
+                if n % max(1, train_batches // 5) == 0:
                     with torch.no_grad():
                         wrong = sum(
                             (model(x).argmax(1) != y).sum().item()
-                            for x, y in zip(x_test[:2000].split(250), y_test[:2000].split(250), strict=True)
+                            for x, y in zip(x_test[:1000].split(250), y_test[:1000].split(250), strict=True)
                         )
-                    curve.append({"told": told, "pooling": pool, "batch": n, "error": wrong / 20})
+                    curve.append({"told": told, "pooling": pool, "batch": n, "error": wrong / 10})
             found = cosines(gradients(model, LAYERS, seen), gradients(settled(model), LAYERS, seen))
             bars += [
                 {"told": told, "pooling": pool, "layer": l, "cosine": c}
@@ -145,7 +145,7 @@ def pooling(
     styles, colours = {"events": "-", "full": "--"}, {"average": COLOURS[0], "max": COLOURS[3]}
     for (told, pool), own in pd.DataFrame(curve).groupby(["told", "pooling"]):
         left.plot(own.batch, own.error, styles[told], color=colours[pool], label=f"{TOLD[told]}, {pool}")
-    left.set(xlabel="batches of 64", ylabel="error on 2,000 test images (%)", yscale="log")
+    left.set(xlabel="batches of 64", ylabel="error on 1,000 test images (%)", yscale="log")
     left.minorticks_off()
     left.set_yticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"])
     left.legend(frameon=False, fontsize=8)
