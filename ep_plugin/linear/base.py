@@ -4,11 +4,12 @@ Signals go up through A(x) = K x + b and down through the adjoint K^T. A map's t
 masks, winners of a pooling) are handed in at every call, so nothing here has a state.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp
+from torch.func import functional_call
 
 Tensors = tuple[Tensor, ...]
 
@@ -48,18 +49,21 @@ class LinearMap:
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
         """K^T y, for an input of `shape` (without the batch)."""
-        at = y.new_zeros(len(y), *shape)
-        return vjp(lambda x: self.affine(tensors, x), at)[1](y)[0]
+        return back(lambda x, *own: self.affine(own, x), y, shape, tensors)
 
     def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
         """The gradient of <y, A(x)> with respect to each of the tensors; of <y, K x> if not `offset`."""
-        if not tensors:
-            return []
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+        if not any(t.is_floating_point() for t in tensors):
+            return [None] * len(tensors)
+        with recording():
+            x, y, *leaves = (plain(t) for t in (x, y, *tensors))
+            for t in leaves:
+                t.requires_grad_(t.is_floating_point())
             own = tuple(leaves)
             product = (y * (self.affine(own, x) if offset else self.linear(own, x))).sum()
             wanted = [t for t in leaves if t.requires_grad]
+            if not product.requires_grad:  # none of them is used
+                return [None] * len(tensors)
             found = iter(torch.autograd.grad(product, wanted, allow_unused=True))
         return [next(found) if t.requires_grad else None for t in leaves]
 
@@ -78,6 +82,7 @@ class Differentiated(LinearMap):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.names = [name for name, _ in module.named_parameters()]
+        self.is_familiar = type(module).__module__.startswith(("torch.", "ep_plugin."))
 
     def tensors(self) -> Tensors:
         return tuple(self.module.parameters())
@@ -90,10 +95,10 @@ class Differentiated(LinearMap):
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
         wide = at_least_float32(y)
-        at = wide.new_zeros(len(y), *shape)
-        return vjp(lambda x: self._call(tensors, x), at)[1](wide)[0].to(y.dtype)
+        return back(lambda x, *own: self._call(own, x), wide, shape, tensors).to(y.dtype)
 
     def _call(self, tensors: Tensors, x: Tensor) -> Tensor:
+        x = x if self.is_familiar else x.clone()  # somebody's module may write into its input, which is a state
         return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), (x,))
 
 
@@ -127,6 +132,33 @@ def register_all(module_types: Iterable[type[nn.Module]], map_type: Callable[...
     """`register_linear` for several types."""
     for module_type in module_types:
         register_linear(module_type, map_type)
+
+
+def back(function: Callable[..., Tensor], y: Tensor, shape: Sequence[int], tensors: Tensors) -> Tensor:
+    """What autograd sends back through `function(x, *tensors)`, for an x of `shape`: for any function that
+    autograd knows, old ones of `torch.autograd.Function` too, and in inference mode."""
+    follows = torch.is_grad_enabled() and (y.requires_grad or any(t.requires_grad for t in tensors))
+    if not follows:
+        y, tensors = plain(y), tuple(plain(t) for t in tensors)
+    with recording():
+        at = torch.zeros(len(y), *shape, dtype=y.dtype, device=y.device, requires_grad=True)
+        value = function(at.clone(), *tensors)  # some modules write into their input, and into no leaf
+        if not value.requires_grad:  # it does not depend on its input
+            return torch.zeros_like(at)
+        (found,) = torch.autograd.grad(value, at, y, create_graph=follows, materialize_grads=True)
+    return found if follows else found.detach()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Autograd at work, in inference mode too (where `torch.func.vjp` of some versions is silently zero)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def plain(t: Tensor) -> Tensor:
+    """The values without a graph, as autograd takes them: it does not take tensors made in inference mode."""
+    return t.clone() if t.is_inference() else t.detach()
 
 
 def at_least_float32(t: Tensor) -> Tensor:

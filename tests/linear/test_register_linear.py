@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import snntorch as snn
 import torch
 from torch import nn
 
@@ -110,3 +111,87 @@ def test_statistics_of_the_states_are_refused(module):
 def test_a_normalization_without_statistics_is_refused():
     with pytest.raises(ValueError, match="track_running_stats=True"):
         FixedNormalization(nn.BatchNorm2d(3, track_running_stats=False))
+
+
+class Rounded(torch.autograd.Function):
+    """To quarters, with the gradient straight through: of the old style, without setup_context."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return (4 * weight).round() / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class QuantizedLinear(nn.Linear):
+    """With a parameter that it does not use."""
+
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, Rounded.apply(self.weight), self.bias)
+
+
+class Overwriting(nn.Module):
+    """It writes into what it is given."""
+
+    def forward(self, x):
+        return x.mul_(3)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_old_autograd_functions_and_unused_parameters(own_registry, mode):
+    """What goes back is what autograd sends back, in inference mode too."""
+    ep.register_linear(QuantizedLinear)
+    module = QuantizedLinear(4, 3)
+    connection = ep.Connection(module, 0, 1)
+    point = torch.rand(5, 4, requires_grad=True)
+    y = torch.rand(5, 3)
+    back, weight, bias = torch.autograd.grad(module(point), (point, module.weight, module.bias), y)
+    assert back.norm() > 0.1
+    with mode():
+        bound = connection.bound(tuple(t.detach() for t in connection.tensors()), (4,))
+        torch.testing.assert_close(bound.adjoint(y), back)
+        torch.testing.assert_close(bound.pullback(point.detach(), y), [weight, bias, None])
+
+
+def test_what_comes_back_may_be_differentiated(own_registry):
+    """Backpropagation through a relaxation needs the adjoint's own gradient, in what it sends and in the weights."""
+    ep.register_linear(QuantizedLinear)
+    module, y = QuantizedLinear(4, 3), torch.rand(5, 3, requires_grad=True)
+    connection = ep.Connection(module, 0, 1)
+    back = connection.bound(connection.tensors(), (4,)).adjoint(y)
+    found = torch.autograd.grad(back.pow(2).sum(), (y, module.weight))
+    expected = torch.autograd.grad((y @ Rounded.apply(module.weight)).pow(2).sum(), (y, module.weight))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_module_may_write_into_its_input(own_registry):
+    ep.register_linear(Overwriting)
+    bound = ep.Connection(Overwriting(), 0, 1).bound((), (4,))
+    y = torch.rand(2, 4)
+    kept = y.clone()
+    torch.testing.assert_close(bound.adjoint(y), 3 * y)
+    torch.testing.assert_close(bound.affine(y), 3 * kept)
+    assert torch.equal(y, kept)
+
+
+def test_a_quantized_network_trains_straight_through(own_registry):
+    """Between neurons: the gradient of backpropagation, and no fault where nothing but the value is asked for."""
+    ep.register_linear(QuantizedLinear)
+    hidden = QuantizedLinear(6, 5)
+    net = nn.Sequential(nn.Linear(4, 6), snn.Leaky(0.5), hidden, snn.Leaky(0.5), nn.Linear(5, 3)).double()
+    model = ep.convert(net, encoder="graded", activation="sigmoid", feedback=0.3, relaxation=ep.Relaxation(200))
+    x, y = torch.rand(7, 4, dtype=torch.float64), torch.rand(7, 3, dtype=torch.float64)
+    with torch.inference_mode():
+        assert model.free_phase(x).residual.max() < 1e-9
+    weights = (net[0].weight, hidden.weight, hidden.bias)
+    found, expected = (
+        torch.autograd.grad((model.variant(estimator=e)(x) - y).pow(2).sum(), weights)
+        for e in (ep.EquilibriumPropagation(1e-5, 150, "symmetric"), ep.BackpropThroughTime())
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
