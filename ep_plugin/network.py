@@ -29,7 +29,7 @@ from ep_plugin.network_checks import (
 )
 from ep_plugin.profiling import section
 from ep_plugin.settings import Settings
-from ep_plugin.tensors import outside_autocast
+from ep_plugin.tensors import in_the_type_of, outside_autocast
 from ep_plugin.validation import require_finite
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -211,7 +211,7 @@ class ConvergentNetwork(nn.Module):
             states, equilibrium = self.estimator.solve(system, sender, relaxation, self.observe)
         require_finite_states(equilibrium)
         with section("readout and loss"):
-            output = self.readout(*states)
+            output = self.readout(*in_the_type_of(self.readout, states))
         return (output, equilibrium) if return_equilibrium else output
 
     @torch.no_grad()
@@ -270,7 +270,7 @@ class ConvergentNetwork(nn.Module):
                 free = relax(system, sender, relaxation, self.observe)
         read = [free.observed[l].clone().requires_grad_() for l in self.read]
         with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(self.readout(*read), y), read)
+            gradients = torch.autograd.grad(loss(self.readout(*in_the_type_of(self.readout, read)), y), read)
         with torch.no_grad(), outside_autocast(system.like):
             return estimator.phases(system, free.point, gradients, sender, relaxation, self.observe, record)[0]
 

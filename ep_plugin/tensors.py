@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def into(buffer: Tensor | None) -> Tensor | None:
@@ -46,3 +46,10 @@ def largest(differences: Sequence[Tensor]) -> Tensor:
 def outside_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Where operations keep their tensors' own dtype. (The meta device knows no autocast.)"""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
+def in_the_type_of(module: nn.Module, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors in the type of the module's weights: those of a network in pure half precision are no float32."""
+    weights = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    weight = next(weights, None)
+    return tensors if weight is None else [t.to(weight.dtype) for t in tensors]

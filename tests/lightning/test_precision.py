@@ -1,0 +1,80 @@
+"""Pure half and double precision, as `Trainer(precision="bf16-true")` has it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import seed_everything
+from test_module import trainer
+from torch import nn
+
+import ep_plugin as ep
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+HALVES = [torch.bfloat16, torch.float16]
+ESTIMATORS = [ep.EquilibriumPropagation(), ep.FullPhaseEP(), ep.BackpropThroughTime(), ep.ImplicitDifferentiation()]
+
+
+def a_model(**options):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), ep.ConvergentLeaky(), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)),
+        *(ep.ConvergentLeaky(), nn.Flatten(), nn.Linear(16, 20), ep.ConvergentLeaky(), nn.Linear(20, 10)),
+    )
+    return ep.convert(ep.initialize_(net), **options).eval()
+
+
+def outcome(model, x, y):
+    model.zero_grad()
+    output = model(x)
+    F.cross_entropy(output, y).backward()
+    return output, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64], ids=str)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_output_and_gradients_are_in_the_parameters_type(dtype, estimator):
+    """Between stem and readout states stay float32, so that what is lost is the rounding of the weights."""
+    model = a_model(encoder="graded", estimator=estimator)
+    x, y = torch.rand(16, 1, 8, 8), torch.randint(10, (16,))
+    expected, gradients = outcome(model, x, y)
+    output, found = outcome(model.to(dtype), x.to(dtype), y)
+    assert output.dtype == dtype
+    assert {g.dtype for g in found.values()} == {dtype}
+    assert {s.dtype for s in model.free_phase(x.to(dtype)).states} == {torch.promote_types(dtype, torch.float32)}
+    torch.testing.assert_close(output, expected.to(dtype), atol=0.02, rtol=0.02)
+    for name, gradient in found.items():
+        assert torch.cosine_similarity(gradient.flatten().float(), gradients[name].flatten(), 0) > 0.95, name
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_nudged_phase_alone_and_fixed_events(dtype):
+    model = a_model(encoder=ep.AdaptiveDelta("fixed")).to(dtype).train()
+    x, y = torch.rand(16, 1, 8, 8, dtype=dtype), torch.randint(10, (16,))
+    outcome(model, x, y)
+    deviations = model.eval().nudged_phase(x, y, F.cross_entropy)
+    assert all(d.isfinite().all() and d.any() for d in deviations.values)
+
+
+def test_an_equilibrium_without_readout_stays_float32():
+    model = ep.ConvergentNetwork(nn.Linear(4, 3), [ep.Layer()], []).bfloat16()
+    assert model(torch.rand(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def learned(precision, tmp_path, **options):
+    """Validation accuracy of a small net of digits after three epochs."""
+    seed_everything(0, verbose=False)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), ep.ConvergentLeaky(), nn.Linear(100, 10))
+    run = trainer(tmp_path, precision=precision, max_epochs=3)
+    run.fit(ep.EPLightningModule(ep.convert(ep.initialize_(net)), **options), ep.DigitsDataModule(32))
+    return run.callback_metrics["val/accuracy"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "32-true", "bf16-mixed"])
+def test_digits_are_learned_in_any_precision(precision, tmp_path):
+    assert learned(precision, tmp_path, lr=1e-2) > 0.9
+
+
+def test_float16_learns_with_an_optimizer_that_it_can_hold(tmp_path):
+    """Adam squares gradients, which leaves float16's range: that is so in any module."""
+    assert learned("16-true", tmp_path, optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)) > 0.9
