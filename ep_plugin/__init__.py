@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.comparison import compare as compare
     from ep_plugin.conversion import ConversionWarning as ConversionWarning
     from ep_plugin.conversion import convert as convert
+    from ep_plugin.conversion.adapters.registered import register_neuron as register_neuron
     from ep_plugin.dynamics.activations import Activation as Activation
     from ep_plugin.dynamics.deviations import Deviations as Deviations
     from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta as AdaptiveDelta
@@ -57,6 +58,7 @@ _HOMES = {
     "analysis.agreement": ("Agreement", "gradient_agreement"),
     "comparison": ("ComparisonSettings", "compare"),
     "conversion": ("ConversionWarning", "convert"),
+    "conversion.adapters.registered": ("register_neuron",),
     "dynamics.activations": ("Activation",),
     "dynamics.deviations": ("Deviations",),
     "dynamics.encoders.adaptive_delta": ("AdaptiveDelta",),

@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Literal
 
 from torch import nn
 
-from ep_plugin.conversion import neurons, sequence, tracing
+from ep_plugin.conversion import adapters, sequence, tracing
+from ep_plugin.conversion.adapters import LearnableLeak
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
-from ep_plugin.conversion.neurons import LearnableLeak
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
 from ep_plugin.dynamics.encoders import Encoder, EncoderName
 from ep_plugin.dynamics.layer import Layer
@@ -83,15 +85,15 @@ def convert(
     chosen("learnable_leak", learnable_leak, LEARNABLE_LEAK)
     if not isinstance(net, nn.Module):
         raise TypeError(f"convert was given a {type(net).__name__}; expected an nn.Module, such as an nn.Sequential")
-    found = [(name, m, a) for name, m in net.named_modules() if (a := neurons.find_adapter(m)) is not None]
+    found = [(name, m, a) for name, m in net.named_modules() if (a := adapters.find_adapter(m)) is not None]
     if not found:
         raise ValueError("the model has no neuron; expected at least one of snnTorch's or Norse's, such as snn.Leaky")
     for name, module, adapter in found:
-        adapter.check(neurons.place_of(name, module), module)
+        adapter.check(adapters.place_of(name, module), module)
     plan = sequence.read(net) if sequence.is_sequence(net) else tracing.read(net)
     originals = {name: plan.neurons[name] for name in reachable_neurons(plan)}
     described = {
-        name: neurons.adapter_for(module).described(neurons.place_of(name, module), module, learnable_leak)
+        name: adapters.adapter_for(module).described(adapters.place_of(name, module), module, learnable_leak)
         for name, module in originals.items()
     }
     parts = blocks(plan, list(originals), described, max_pooling)
@@ -112,8 +114,8 @@ def convert(
         driven=parts.driven,
         read=parts.read,
     )
-    notes = [*parts.notes, *neurons.differences(originals)]
-    over_time = parts.stepwise or any(neurons.adapter_for(m).runs_over_time(m) for m in originals.values())
+    notes = [*parts.notes, *adapters.differences(originals)]
+    over_time = parts.stepwise or any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
     if over_time and not time_varying:
         notes.append("the input is that of one step, [batch, ...], with no time axis (unless time_varying=True)")
     if parts.readout is None:
@@ -121,3 +123,10 @@ def convert(
     if notes:
         warnings.warn("converted: " + "; ".join(notes), ConversionWarning, stacklevel=2)
     return model
+
+
+def __getattr__(name: str) -> ModuleType:
+    # What warnings advise to read: help(ep_plugin.conversion.snntorch) has the gain of every neuron.
+    if name in adapters.LIBRARIES:
+        return import_module(f"{__name__}.adapters.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.functions import Function
-from ep_plugin.conversion.neurons import place_of
 from ep_plugin.linear.base import register_linear
 from ep_plugin.linear.connection import Connection, is_known
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ep_plugin.conversion import tracing
+from ep_plugin.conversion.adapters import Neuron, place_of
 from ep_plugin.conversion.between import as_connection_module, without_offset
 from ep_plugin.conversion.computation import as_module
-from ep_plugin.conversion.neurons import Neuron, place_of
 from ep_plugin.conversion.plan import (
     Applied,
     Combination,

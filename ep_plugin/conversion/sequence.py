@@ -2,16 +2,16 @@
 
 from torch import nn
 
-from ep_plugin.conversion import neurons
+from ep_plugin.conversion import adapters
 from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
 
 
 def is_sequence(net: nn.Module) -> bool:
     """Whether no module in it calls neurons in a forward of its own."""
-    if neurons.find_adapter(net) is not None:
+    if adapters.find_adapter(net) is not None:
         return True
     return _is_container(net) and all(
-        neurons.find_adapter(m) is not None or not any(neurons.find_adapter(inner) for inner in m.modules())
+        adapters.find_adapter(m) is not None or not any(adapters.find_adapter(inner) for inner in m.modules())
         for _, m in _leaves(net)
     )
 
@@ -21,7 +21,7 @@ def read(net: nn.Module) -> Plan:
     plan = Plan({}, {}, Input())
     signal: Signal = plan.output
     for name, module in _leaves(net):
-        found = neurons.find_adapter(module)
+        found = adapters.find_adapter(module)
         if found is None:
             signal = Applied(name, module, signal)
         elif (parts := found.integrator(module)) is not None:

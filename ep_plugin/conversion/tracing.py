@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ep_plugin.conversion import neurons
+from ep_plugin.conversion import adapters
+from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Function, Size, Slot, as_sum, modules_of
-from ep_plugin.conversion.neurons import place_of
 from ep_plugin.conversion.plan import Applied, Combination, Input, Joined, Plan, Signal, Spikes, combine
 
 
@@ -104,13 +104,13 @@ class _Tracer(fx.Tracer):
         return _Traced(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if neurons.find_adapter(m) is not None:
+        if adapters.find_adapter(m) is not None:
             return True
-        return type(m) is not nn.Sequential and not any(neurons.find_adapter(inner) for inner in m.modules())
+        return type(m) is not nn.Sequential and not any(adapters.find_adapter(inner) for inner in m.modules())
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         called: Any = super().call_module(m, forward, args, kwargs)
-        found = neurons.find_adapter(m)
+        found = adapters.find_adapter(m)
         if found is None or not (count := found.outputs(m)):
             return called
         return tuple(called[i] for i in range(count))
@@ -175,7 +175,7 @@ class _Reader:
     def _membrane(self, name: str) -> _Value:
         """The membrane that a neuron returns beside its spikes."""
         module, place = self.modules[name], place_of(name, self.modules[name])
-        adapter = neurons.adapter_for(module)
+        adapter = adapters.adapter_for(module)
         try:
             steady = self._once(("membrane", name), lambda: [adapter.steady_membrane(place, module)])
         except ValueError as error:
@@ -187,7 +187,7 @@ class _Reader:
 
     def _call_module(self, node: fx.Node) -> _Value:
         name = str(node.target)
-        module, found = self.modules[name], neurons.find_adapter(self.modules[name])
+        module, found = self.modules[name], adapters.find_adapter(self.modules[name])
         received = self._value(next(iter((*node.args, *node.kwargs.values())), None))
         if found is None:
             if len(node.args) == 1 and not node.kwargs:
@@ -282,7 +282,7 @@ class _Reader:
     def _item(self, of: fx.Node, index: Any) -> _Value | None:
         value = self.values[of]
         name = str(of.target)
-        found = neurons.find_adapter(self.modules[name]) if of.op == "call_module" else None
+        found = adapters.find_adapter(self.modules[name]) if of.op == "call_module" else None
         if found is not None and (count := found.outputs(self.modules[name])):
             if found.integrator(self.modules[name]) is not None:
                 return value if index == 0 else _Unknown(f"the state of {name!r}")

@@ -4,7 +4,7 @@ import snntorch as snn
 from hypothesis import strategies as st
 from torch import nn
 
-import ep_plugin.conversion.snntorch  # noqa: F401  (it registers what recurrent neurons keep)
+import ep_plugin.conversion.adapters.snntorch  # noqa: F401  (it registers what recurrent neurons keep)
 from ep_plugin.conversion.between import LinearPart
 from ep_plugin.linear.modules import FixedNormalization, Scale, SharedDropout
 

@@ -25,6 +25,7 @@ sequence the last neuron is read by its spikes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import snntorch as snn
@@ -32,7 +33,7 @@ import torch
 from snntorch._neurons import rleaky, rsynaptic
 from torch import Tensor, nn
 
-from ep_plugin.conversion.neurons import LearnableLeak, Neuron
+from ep_plugin.conversion.adapters import LearnableLeak, Neuron
 from ep_plugin.linear.base import register_linear
 from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.snntorch import ConvergentLeaky
@@ -60,28 +61,38 @@ def _alpha(alpha: Tensor, beta: Tensor) -> Tensor:
     return tau * (1 / (1 - alpha) - 1 / (1 - beta))
 
 
-_GAINS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    snn.Leaky: (_one, ()),
-    ConvergentLeaky: (_one, ()),
-    snn.RLeaky: (_one, ()),
-    snn.Lapicque: (_resistance, ("R",)),
-    snn.Synaptic: (_leaky, ("alpha",)),
-    snn.RSynaptic: (_leaky, ("alpha",)),
-    snn.Alpha: (_alpha, ("alpha", "beta")),
+Formula = tuple[Callable[..., Tensor], tuple[str, ...]]
+"""A function of the named attributes of a neuron."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one neuron.
+
+    Attributes:
+        gain: what it makes of a steady input.
+        membrane: its steady membrane over a steady input, if it never resets; None if there is none.
+        outputs: how many values a call returns, if it returns its state.
+        recurrent: whether its spikes come back to it by weights of its own.
+    """
+
+    gain: Formula
+    membrane: Formula | None
+    outputs: int = 2
+    recurrent: bool = False
+
+
+_ONE: Formula = (_one, ())
+
+NEURONS: dict[type[nn.Module], Row] = {
+    snn.Leaky: Row(_ONE, (_leaky, ("beta",))),
+    ConvergentLeaky: Row(_ONE, None),
+    snn.RLeaky: Row(_ONE, None, recurrent=True),
+    snn.Lapicque: Row((_resistance, ("R",)), (_resistance, ("R",))),
+    snn.Synaptic: Row((_leaky, ("alpha",)), (_synaptic, ("alpha", "beta")), outputs=3),
+    snn.RSynaptic: Row((_leaky, ("alpha",)), None, outputs=3, recurrent=True),
+    snn.Alpha: Row((_alpha, ("alpha", "beta")), (_alpha, ("alpha", "beta")), outputs=4),
 }
-"""Neuron -> its gain, a function of the named attributes."""
-
-_MEMBRANES: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    snn.Leaky: (_leaky, ("beta",)),
-    snn.Lapicque: _GAINS[snn.Lapicque],
-    snn.Synaptic: (_synaptic, ("alpha", "beta")),
-    snn.Alpha: _GAINS[snn.Alpha],
-}
-"""Neuron -> its steady membrane over a steady input, if it never resets."""
-
-_OUTPUTS = {snn.Synaptic: 3, snn.RSynaptic: 3, snn.Alpha: 4}
-
-_RECURRENT = (snn.RLeaky, snn.RSynaptic)
 
 _REFUSED = {
     "LeakyParallel": "it computes all time steps in one call, by a recurrent net with weights and a relu of its own",
@@ -103,22 +114,28 @@ for _kind in _ONE_TO_ONE:
 def is_neuron(module: nn.Module) -> bool:
     if isinstance(module, _ONE_TO_ONE):
         return False
-    return isinstance(module, snn.SpikingNeuron) or type(module).__module__.startswith("snntorch.")
+    return isinstance(module, snn.SpikingNeuron) or any(
+        base.__module__.startswith("snntorch._neurons.") for base in type(module).__mro__
+    )
 
 
 def check(place: str, module: nn.Module) -> None:
-    if type(module) not in _GAINS:
-        reason = _REFUSED.get(type(module).__name__, "it is not known to have an equilibrium")
-        known = ", ".join(sorted(kind.__name__ for kind in _GAINS))
-        raise ValueError(
-            f"{place} cannot be converted: {reason}. Use one of {known} in its place (snn.Leaky if in doubt)"
-        )
+    if type(module) in NEURONS:
+        return
+    name = type(module).__name__
+    known = ", ".join(sorted(kind.__name__ for kind in NEURONS))
+    way_out = f"Use one of {known} in its place (snn.Leaky if in doubt)"
+    if name not in _REFUSED:
+        way_out += f", or say what it does by ep_plugin.register_neuron({name}, ...)"
+    raise ValueError(
+        f"{place} cannot be converted: {_REFUSED.get(name, 'it is not known to have an equilibrium')}. {way_out}"
+    )
 
 
 def outputs(module: Any) -> int:
     if module.init_hidden and not module.output:
         return 0
-    return _OUTPUTS.get(type(module), 2)
+    return NEURONS[type(module)].outputs
 
 
 def integrator(module: nn.Module) -> None:
@@ -131,12 +148,13 @@ def steady_membrane(place: str, module: Any) -> nn.Module:
             f"{place} is read by its membrane, which has no steady value, since a spike resets it "
             f"({module.reset_mechanism!r}); expected its spikes to be read, or reset_mechanism='none'"
         )
-    if type(module) not in _MEMBRANES:
+    membrane = NEURONS[type(module)].membrane
+    if membrane is None:
         raise ValueError(
             f"{place} is read by its membrane, while its spikes come back to it; expected its spikes to be read, or "
             "snn.Leaky with reset_mechanism='none'"
         )
-    formula, names = _MEMBRANES[type(module)]
+    formula, names = membrane
     constants = {name: getattr(module, name) for name in names}
     gain = formula(*constants.values()).detach()
     if not bool(gain.isfinite().all()):
@@ -162,7 +180,8 @@ def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
             raise ValueError(f"{place} uses {option}, which has no energy; expected {option}=False")
     if not bool((module.threshold > 0).all()):
         raise ValueError(f"{place} has the threshold {module.threshold.tolist()}; expected numbers above 0")
-    formula, names = _GAINS[type(module)]
+    row = NEURONS[type(module)]
+    formula, names = row.gain
     gain = formula(*(getattr(module, name) for name in names)).detach()
     if not bool((gain.isfinite() & (gain > 0)).all()):
         raise ValueError(
@@ -173,7 +192,7 @@ def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
         module.threshold,
         gain,
         module.activation if isinstance(module, ConvergentLeaky) else None,
-        lateral=module.recurrent if isinstance(module, _RECURRENT) else None,
+        lateral=module.recurrent if row.recurrent else None,
     )
 
 
@@ -193,7 +212,7 @@ def differences(neurons: dict[str, Any]) -> list[str]:
             f"reset ({resets}) are replaced by a relaxation to rate = activation(gain * drive / threshold), so their "
             "rates differ from the original's (the gains: help(ep_plugin.conversion.snntorch))"
         )
-    if recurrent := [name for name, n in neurons.items() if isinstance(n, _RECURRENT)]:
+    if recurrent := [name for name, n in neurons.items() if NEURONS[type(n)].recurrent]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")
     for name, n in neurons.items():
         for leak in ("beta", "alpha"):
