@@ -208,11 +208,11 @@ class ConvergentNetwork(nn.Module):
         system = self.system(x)
         relaxation, sender = self._settling(system)
         with outside_autocast(system.like):
-            states, equilibrium = self.estimator.solve(system, sender, relaxation, self.observe)
-        require_finite_states(equilibrium)
+            states, free = self.estimator.solve(system, sender, relaxation, self.observe, return_equilibrium)
+        require_finite_states(free)
         with section("readout and loss"):
             output = self.readout(*in_the_type_of(self.readout, states))
-        return (output, equilibrium) if return_equilibrium else output
+        return (output, free.equilibrium()) if return_equilibrium else output
 
     @torch.no_grad()
     def free_phase(self, x: Tensor, record: bool = False) -> Equilibrium:
@@ -235,9 +235,9 @@ class ConvergentNetwork(nn.Module):
         if record:
             require_room(system, relaxation.steps_for(self.levels, self.encoder), x.shape)
         with outside_autocast(system.like):
-            equilibrium = relax(system, sender, relaxation, self.observe, record).equilibrium
-        require_finite_states(equilibrium)
-        return equilibrium
+            free = relax(system, sender, relaxation, self.observe, record)
+        require_finite_states(free)
+        return free.equilibrium()
 
     def nudged_phase(self, x: Tensor, y: Tensor, loss: Loss, record: bool = False) -> Deviations:
         """The nudged phase of `EquilibriumPropagation` that follows a free one.
@@ -267,7 +267,7 @@ class ConvergentNetwork(nn.Module):
             if record:
                 require_room(system, 2 * self.steps[1], x.shape)
             with outside_autocast(system.like):
-                free = relax(system, sender, relaxation, self.observe)
+                free = relax(system, sender, relaxation, self.observe, counted=False)
         read = [free.observed[l].clone().requires_grad_() for l in self.read]
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(self.readout(*in_the_type_of(self.readout, read)), y), read)

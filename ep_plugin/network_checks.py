@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ep_plugin.dynamics.encoders.event_weights import is_fixed
 from ep_plugin.dynamics.layer import Layer
-from ep_plugin.dynamics.relaxation import Equilibrium, Relaxation
+from ep_plugin.dynamics.relaxation import FreePhase, Relaxation
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.linear.connection import Connection
@@ -158,10 +158,8 @@ def check_input(x: Tensor, stem: nn.Module, time_varying: bool) -> None:
         raise ValueError("the input holds NaN or infinite values; expected finite numbers")
 
 
-def require_finite_states(equilibrium: Equilibrium) -> None:
-    require_finite(
-        "the state of a neuron", list(equilibrium.states), [f"layer {l}" for l in range(len(equilibrium.states))]
-    )
+def require_finite_states(free: FreePhase) -> None:
+    require_finite("the state of a neuron", free.membranes, [f"layer {l}" for l in range(len(free.membranes))])
 
 
 def require_room(system: System, steps: int, shape: Sequence[int]) -> None:

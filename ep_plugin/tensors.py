@@ -15,6 +15,11 @@ def into(buffer: Tensor | None) -> Tensor | None:
     return None if torch.is_grad_enabled() else buffer
 
 
+def is_one(t: Tensor) -> bool:
+    """Whether a tensor is the number 1, where that can be asked without waiting for a device."""
+    return t.numel() == 1 and t.device.type == "cpu" and not t.requires_grad and t.item() == 1
+
+
 def rows(t: Tensor) -> Tensor:
     """`[B, n]`: each sample's entries in the order of memory, without a copy."""
     if is_channels_last(t):

@@ -45,7 +45,7 @@ def count(what: str, value: int) -> int:
     return value
 
 
-def require_finite(what: str, tensors: list[Tensor], names: list[str]) -> None:
+def require_finite(what: str, tensors: Sequence[Tensor], names: list[str]) -> None:
     """Stops the training at the first value that is no number, where it arises."""
     if not tensors or tensors[0].is_meta:
         return

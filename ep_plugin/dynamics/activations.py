@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ep_plugin.tensors import into
+from ep_plugin.tensors import into, is_one
 from ep_plugin.validation import chosen
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -76,7 +76,9 @@ class Activation:
         asked = self(drive)
         return asked if step_size == 1 else torch.lerp(state, asked, step_size, out=into(out))
 
-    def deviation(self, drive: Tensor, threshold: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def deviation(
+        self, drive: Tensor, threshold: Tensor, scale: float
+    ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
         """From a change of the drive to the change of the state, without the difference of two large numbers.
 
         Args:
@@ -86,26 +88,27 @@ class Activation:
                 where a nudge arrives weakly: C = c dh -> D = c (value((h + dh) / theta) - value(h / theta)).
 
         Returns:
-            A function of C and of the tensor to write D to, which it returns.
+            What the changes add up on (0, or how far a drive stands beyond the bound of its state), in a tensor of
+            its own; and a function of that sum and of the tensor to write D to, which it returns.
         """
         inverse = threshold.reciprocal()
         h = drive * inverse
         if self.projection is not None:
             low, high = self.projection
             state = h.clamp(low, high)
-            clipped = h.sub_(state).mul_(scale)
+            beyond = h.sub_(state).mul_(threshold * scale)
             most = torch.rsub(state, high).mul_(scale)
             least = state.neg_().add_(low).mul_(scale) if low else state.mul_(-scale)
-            return lambda change, out: torch.clamp(
-                torch.addcmul(clipped, change, inverse, out=out), least, most, out=out
-            )
+            if is_one(threshold):
+                return beyond, lambda change, out: torch.clamp(change, least, most, out=out)
+            return beyond, lambda change, out: torch.clamp(torch.mul(change, inverse, out=out), least, most, out=out)
         secant = self.secant or self._secant
 
         def deviate(change: Tensor, out: Tensor) -> Tensor:
             asked = torch.mul(change, inverse, out=out)
             return asked.mul_(secant(h, asked / scale))
 
-        return deviate
+        return torch.zeros_like(drive), deviate
 
     def _secant(self, h: Tensor, x: Tensor) -> Tensor:
         small = x.abs() < _SMALL

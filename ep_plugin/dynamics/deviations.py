@@ -39,7 +39,8 @@ class Deviations:
 
     Attributes:
         values: D_l = c_l d_l of each layer, `[B, ...]`.
-        spikes: number of events of each layer and sample, `[layers, B]`; None for graded neurons.
+        spikes: number of events of each layer and sample, `[layers, B]`; None for graded neurons, and where
+            they were not counted.
         trajectory: every step, if it was asked for.
     """
 
@@ -57,6 +58,7 @@ def nudge(
     order: str,
     observe: Observed = "trace",
     record: bool = False,
+    counted: bool = True,
 ) -> Deviations:
     """A nudged phase from a point on, which it leaves as it is.
 
@@ -70,13 +72,14 @@ def nudge(
         observe: "trace": the deviations are those that the neighbours know. "membrane": those that the
             last changes ask for.
         record: keep every step.
+        counted: count the events.
     """
     with section("nudged phases"):
-        phase = _Phase(system, point, forces, encoder)
+        phase = _Phase(system, point, forces, encoder, record)
         order_down = system.order(order)[::-1]
         recorder = Recorder() if record else None
         fired = None
-        if encoder.spiking:
+        if encoder.spiking and counted:
             fired = point.drives[0].new_zeros(len(system.layers), len(point.drives[0]))
         for step in range(steps):
             unheard = step + 1 == steps and observe == "trace"
@@ -93,25 +96,33 @@ def nudge(
                     torch.zeros_like(d) if e is None else e for d, e in zip(phase.deviations, phase.events, strict=True)
                 ]
                 recorder.keep(phase.deviations, phase.traces, events if encoder.spiking else [])
-        values = [phase.deviation(l) for l in system.layers] if observe == "membrane" else phase.traces
+        values = [phase.deviation(l).clone() for l in system.layers] if observe == "membrane" else phase.traces
         return Deviations(tuple(values), fired, None if recorder is None else recorder.trajectory())
 
 
 class _Phase:
     """Changes C of the drives, deviations D, and what is known of them. Everything is in place."""
 
-    def __init__(self, system: System, point: Point, forces: dict[int, Tensor], encoder: Encoder) -> None:
+    def __init__(
+        self, system: System, point: Point, forces: dict[int, Tensor], encoder: Encoder, record: bool = False
+    ) -> None:
         self.system, self.point, self.encoder = system, point, encoder
-        self.changes = [torch.zeros_like(drive) for drive in point.drives]
-        for l, force in forces.items():
-            self.changes[l].copy_(force)
-        self.changed = set(forces)  # the layers that anything has reached
-        self.deviations = [torch.zeros_like(c) for c in self.changes]
-        self.coded: list[EncoderState] = [encoder.start(c, l, system.depth) for l, c in enumerate(self.changes)]
-        self.deviate = [
+        deviations = [
             system.activations[l].deviation(point.drives[l], system.values.thresholds[l], system.scales[l])
             for l in system.layers
         ]
+        # C, each added to what its activation has it begin from.
+        self.changes, self.deviate = [start for start, _ in deviations], [deviate for _, deviate in deviations]
+        for l, force in forces.items():
+            self.changes[l].add_(force)
+        self.changed = set(forces)  # the layers that anything has reached
+        self.coded: list[EncoderState] = [encoder.start(c, l, system.depth) for l, c in enumerate(self.changes)]
+        self.deviations: list[Tensor] = []
+        # Layers of one shape share a tensor that stays near the processor, unless every step is looked at.
+        rooms: dict[tuple[object, ...], Tensor] = {}
+        for l, c in enumerate(self.changes):
+            key = (c.shape, c.stride(), l if record else None)
+            self.deviations.append(rooms[key] if key in rooms else rooms.setdefault(key, torch.zeros_like(c)))
         self.events: list[Tensor | None] = [None for _ in system.layers]
 
     @property
@@ -119,9 +130,10 @@ class _Phase:
         return [c.trace for c in self.coded]
 
     def deviation(self, l: int) -> Tensor:
-        """What the present changes ask for."""
-        if l in self.changed:
-            self.deviations[l] = self.deviate[l](self.changes[l], self.deviations[l])
+        """What the present changes ask for, until another layer is asked."""
+        if l not in self.changed:
+            return self.deviations[l].zero_()
+        self.deviations[l] = self.deviate[l](self.changes[l], self.deviations[l])
         return self.deviations[l]
 
     def move(self, l: int, time: int) -> Message:

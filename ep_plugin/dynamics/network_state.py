@@ -17,7 +17,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.linear.base import laid_out
 from ep_plugin.linear.connection import BoundConnection
 from ep_plugin.profiling import section
-from ep_plugin.tensors import into, per_sample
+from ep_plugin.tensors import into, is_one, per_sample
 
 
 class NetworkState:
@@ -42,7 +42,7 @@ class NetworkState:
 
     def __init__(self, system: System, encoder: Encoder, step_size: float) -> None:
         self.system, self.encoder, self.step_size = system, encoder, step_size
-        self.inverse = [1 / t for t in system.values.thresholds]
+        self.inverse = [None if is_one(t) else 1 / t for t in system.values.thresholds]
         offsets = [b.affine(system.like.new_zeros(1, *system.shapes[b.source])) for b in system.bound]
         self.drives = [_external(system, l, offsets) for l in system.layers]
         zeros = [torch.zeros_like(d) for d in self.drives]
@@ -85,9 +85,11 @@ class NetworkState:
         with section(f"layer {l} neurons"):
             self.refresh(l)
             activation = self.system.activations[l]
-            asked = torch.mul(self.drives[l], self.inverse[l], out=into(self._room(l)))
-            before = self.membranes[l]
-            self.membranes[l] = activation.step(before, asked, self.step_size, out=asked)
+            room, asked, inverse = self._room(l), self.drives[l], self.inverse[l]
+            # A projection writes to its room; what another activation returns may be the drive itself.
+            if inverse is not None or activation.projection is None:
+                asked = torch.mul(asked, 1.0 if inverse is None else inverse, out=into(room))
+            self.membranes[l] = activation.step(self.membranes[l], asked, self.step_size, out=room)
             if self.moving is not None:
                 moving = per_sample(self.moving, asked)
                 self.membranes[l] = torch.where(moving, self.membranes[l], self.coded[l].trace)

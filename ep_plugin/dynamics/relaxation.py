@@ -180,17 +180,45 @@ class FreePhase:
         observed: what readout and contrasts see of each layer, `[B, ...]`; on the graph if there is one.
         state: the neurons, to go on from.
         point: where deviations start from.
-        equilibrium: what the user gets.
+        steps: number of steps that were run.
+        membranes, traces: of each layer, as `Equilibrium` has them.
+        tolerance: of the relaxation.
+        spikes: number of spikes of each layer and sample; None for graded neurons, and where they were not counted.
+        trajectory: every step, if it was asked for.
     """
 
     observed: tuple[Tensor, ...]
     state: NetworkState
     point: Point
-    equilibrium: Equilibrium
+    steps: int
+    membranes: tuple[Tensor, ...]
+    traces: tuple[Tensor, ...]
+    tolerance: float | None
+    spikes: Tensor | None
+    trajectory: Trajectory | None
+
+    @torch.no_grad()
+    def equilibrium(self) -> Equilibrium:
+        """What the user gets, in tensors of its own; to be asked for before a phase goes on from the state."""
+        residual = _residual(self.state.system, self.point)
+        return Equilibrium(
+            states=tuple(m.detach().clone() for m in self.membranes),
+            traces=tuple(t.detach().clone() for t in self.traces),
+            spikes=self.spikes,
+            residual=residual,
+            steps=self.steps,
+            converged=None if self.tolerance is None else residual <= self.tolerance,
+            trajectory=self.trajectory,
+        )
 
 
 def relax(
-    system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, record: bool = False
+    system: System,
+    encoder: Encoder,
+    relaxation: Relaxation,
+    observe: Observed,
+    record: bool = False,
+    counted: bool = True,
 ) -> FreePhase:
     """The free phase, from rest.
 
@@ -200,13 +228,16 @@ def relax(
         relaxation: how the network settles.
         observe: "trace" or "membrane".
         record: keep every step.
+        counted: count the spikes.
     """
     with section("free phase"):
         steps, order = relaxation.steps_for(system.levels, encoder), system.order(relaxation.order)
         state = NetworkState(system, encoder, relaxation.step_size_for(system))
         averages = encoder.averages or system.values.frames is not None
         means = Means(steps) if averages else None
-        fired = system.like.new_zeros(len(system.layers), len(system.like)) if encoder.spiking else None
+        fired = None
+        if encoder.spiking and counted:
+            fired = system.like.new_zeros(len(system.layers), len(system.like))
         recorder = Recorder() if record else None
         stopping = None if encoder.spiking else relaxation.tolerance
         if stopping is not None:
@@ -234,21 +265,16 @@ def relax(
             membranes, traces = means.mean()
             with torch.no_grad():
                 point = _mean_point(system, traces)
-        with torch.no_grad():
-            residual = _residual(system, point)
     return FreePhase(
         observed=tuple(traces if observe == "trace" else membranes),
         state=state,
         point=point,
-        equilibrium=Equilibrium(
-            states=tuple(m.detach().clone() for m in membranes),
-            traces=tuple(t.detach().clone() for t in traces),
-            spikes=fired,
-            residual=residual,
-            steps=step + 1,
-            converged=None if relaxation.tolerance is None else residual <= relaxation.tolerance,
-            trajectory=None if recorder is None else recorder.trajectory(),
-        ),
+        steps=step + 1,
+        membranes=tuple(membranes),
+        traces=tuple(traces),
+        tolerance=relaxation.tolerance,
+        spikes=fired,
+        trajectory=None if recorder is None else recorder.trajectory(),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ep_plugin.dynamics.encoders.base import Encoder
-from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation, relax
+from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation, relax
 from ep_plugin.dynamics.system import System
 
 
@@ -20,8 +20,8 @@ class BackpropThroughTime:
     """
 
     def solve(
-        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
-    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
+    ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """See `GradientEstimator`."""
-        free = relax(system, encoder, relaxation, observe)
-        return tuple(free.observed[l] for l in system.read), free.equilibrium
+        free = relax(system, encoder, relaxation, observe, counted=counted)
+        return tuple(free.observed[l] for l in system.read), free

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ep_plugin.dynamics.deviations import Deviations, contrast, nudge
 from ep_plugin.dynamics.encoders.base import Encoder
-from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Point, Relaxation, default_steps, depth, relax
+from ep_plugin.dynamics.relaxation import FreePhase, Observed, Point, Relaxation, default_steps, depth, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
@@ -70,19 +70,19 @@ class EquilibriumPropagation:
         chosen("nudging", self.nudging, NUDGINGS)
 
     def solve(
-        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
-    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
+    ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """See `GradientEstimator`."""
         fixed = system.detach()
         with torch.no_grad():
-            free = relax(fixed, encoder, relaxation, observe)
+            free = relax(fixed, encoder, relaxation, observe, counted=counted)
         point = free.point
 
         def gradients(grads: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
             return self._gradients(fixed, point, grads, encoder, relaxation, observe, needed)
 
         outputs = [free.observed[l] for l in system.read]
-        return attach(outputs, system, gradients), free.equilibrium
+        return attach(outputs, system, gradients), free
 
     def phases(
         self,
@@ -93,6 +93,7 @@ class EquilibriumPropagation:
         relaxation: Relaxation,
         observe: Observed,
         record: bool = False,
+        counted: bool = True,
     ) -> tuple[Deviations, Tensor, Tensor | None]:
         """The nudged phases, one after the other in the batch if there are two.
 
@@ -104,6 +105,7 @@ class EquilibriumPropagation:
             relaxation: its order holds here too, from above.
             observe: see `nudge`.
             record: keep every step.
+            counted: count the events.
 
         Returns:
             The deviations; each sample's weight in the contrast, `[B]`; and the second phase's strengths,
@@ -127,6 +129,7 @@ class EquilibriumPropagation:
             relaxation.order,
             observe,
             record,
+            counted,
         )
         return deviations, length / ((a - b) * self.beta), second
 
@@ -145,7 +148,9 @@ class EquilibriumPropagation:
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
         with torch.no_grad():
-            deviations, weight, second = self.phases(system, point, gradients, encoder, relaxation, observe)
+            deviations, weight, second = self.phases(
+                system, point, gradients, encoder, relaxation, observe, counted=False
+            )
             self._warn_of_runaway(deviations)
             first, other = list(deviations.values), None
             if second is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ep_plugin.dynamics.encoders.base import Encoder
-from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation
+from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation
 from ep_plugin.dynamics.system import System
 from ep_plugin.validation import require_finite
 
@@ -21,8 +21,8 @@ class GradientEstimator(Protocol):
     """How a loss becomes gradients: one method."""
 
     def solve(
-        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
-    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
+    ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """Relaxes the network.
 
         Args:
@@ -30,10 +30,11 @@ class GradientEstimator(Protocol):
             encoder: what neurons send.
             relaxation: how the network settles.
             observe: what the readout sees of a neuron.
+            counted: count the spikes.
 
         Returns:
             What the readout sees of every read layer, `[B, ...]`, with a way back to `system.values`;
-            and the equilibrium.
+            and the free phase.
         """
 
 

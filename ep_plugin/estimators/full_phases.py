@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ep_plugin.dynamics.encoders.base import Encoder
-from ep_plugin.dynamics.relaxation import Equilibrium, FreePhase, Means, Observed, Relaxation, relax
+from ep_plugin.dynamics.relaxation import FreePhase, Means, Observed, Relaxation, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
@@ -52,8 +52,8 @@ class FullPhaseEP:
         chosen("nudging", self.nudging, NUDGINGS)
 
     def solve(
-        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
-    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
+    ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """See `GradientEstimator`."""
         for l, threshold in enumerate(system.values.thresholds):
             if threshold.requires_grad and system.activations[l].potential is None:
@@ -64,13 +64,13 @@ class FullPhaseEP:
                 )
         fixed = system.detach()
         with torch.no_grad():
-            free = relax(fixed, encoder, relaxation, observe)
+            free = relax(fixed, encoder, relaxation, observe, counted=counted)
 
         def gradients(grads: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
             with torch.no_grad():
                 return self._gradients(fixed, free, grads, relaxation, observe, needed)
 
-        return attach([free.observed[l] for l in system.read], system, gradients), free.equilibrium
+        return attach([free.observed[l] for l in system.read], system, gradients), free
 
     def _gradients(
         self,
@@ -108,7 +108,7 @@ class FullPhaseEP:
             )
         state.push(forces)
         order, means = system.order(relaxation.order), Means(self.steps)
-        start = free.equilibrium.steps
+        start = free.steps
         for step in range(self.steps):
             if frames is not None:
                 state.show(seen[step] % len(frames[0]))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.encoders.graded import Graded
 from ep_plugin.dynamics.network_state import NetworkState
-from ep_plugin.dynamics.relaxation import Equilibrium, Observed, Relaxation, relax
+from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.profiling import section
@@ -47,19 +47,19 @@ class ImplicitDifferentiation:
         count("max_steps", self.max_steps)
 
     def solve(
-        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed
-    ) -> tuple[tuple[Tensor, ...], Equilibrium]:
+        self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
+    ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """See `GradientEstimator`."""
         fixed = system.detach()
         with torch.no_grad():
-            free = relax(fixed, encoder, relaxation, observe)
+            free = relax(fixed, encoder, relaxation, observe, counted=counted)
         states = [s.detach().clone() for s in free.observed]
 
         def gradients(grads: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
             with section("adjoint"):
                 return self._gradients(fixed.exact(), states, grads, relaxation, needed)
 
-        return attach([states[l] for l in system.read], system, gradients), free.equilibrium
+        return attach([states[l] for l in system.read], system, gradients), free
 
     def _gradients(
         self,

@@ -43,7 +43,7 @@ class AveragePool(LinearMap):
     linear = affine
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
-        x = y.new_empty(len(y), *shape)  # read for its shape only
+        x = _empty_for(y, shape)  # read for its shape and layout only
         if len(self.kernel) == 1:
             x, y = x.unsqueeze(-2), y.unsqueeze(-2)
         back = torch.ops.aten.avg_pool2d_backward(y, x, *self._in_two_dimensions())
@@ -63,7 +63,7 @@ class AdaptiveAveragePool(LinearMap):
     linear = affine
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
-        x = y.new_empty(len(y), *shape)  # read for its shape only
+        x = _empty_for(y, shape)  # read for its shape and layout only
         if self.one_dimension:
             x, y = x.unsqueeze(-2), y.unsqueeze(-2)
         back = torch.ops.aten._adaptive_avg_pool2d_backward(y, x)
@@ -90,8 +90,7 @@ class MaxPool(LinearMap):
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
         (winners,) = tensors
-        layout = torch.channels_last if winners.dim() == 4 and is_channels_last(winners) else torch.contiguous_format
-        back = torch.empty(len(y), *shape, dtype=y.dtype, device=y.device, memory_format=layout)
+        back = _empty_for(y, shape, winners)
         if type(self.pool) is nn.MaxPool2d:
             p = self.pool
             return torch.ops.aten.max_pool2d_with_indices_backward(
@@ -109,6 +108,12 @@ class MaxPool(LinearMap):
         p = self.pool
         pool = getattr(F, f"max_pool{name[-2]}d")
         return (pool(x, p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode, return_indices=True)[1],)
+
+
+def _empty_for(y: Tensor, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+    """Room for an input of `shape`, laid out as `y` (or `like`) is."""
+    layout = torch.channels_last if is_channels_last(y if like is None else like) else torch.contiguous_format
+    return torch.empty(len(y), *shape, dtype=y.dtype, device=y.device, memory_format=layout)
 
 
 class PiecewiseLinear(LinearMap):

@@ -44,9 +44,8 @@ _LEVELS = 3
 
 @dataclass
 class DeltaState(EncoderState):
-    """`size` is room for the errors' absolute values, `depth` the network's number of levels."""
+    """`depth` is the network's number of levels."""
 
-    size: Tensor
     depth: int
 
 
@@ -84,11 +83,11 @@ class AdaptiveDelta:
                 "fixed event weights are constants that a ConvergentNetwork finds and keeps; outside of one use "
                 'AdaptiveDelta(event_weight="sample") or "power_of_two"'
             )
-        return DeltaState(torch.zeros_like(like), torch.empty_like(like), torch.empty_like(like), depth)
+        return DeltaState(torch.zeros_like(like), torch.empty_like(like), depth)
 
     def encode(self, signal: Tensor, state: DeltaState, time: int, maximum: float) -> Message:
         error = torch.sub(signal, state.trace, out=into(state.change))
-        weight = event_weights(error.detach(), state)
+        weight = event_weights(error.detach(), state.depth)
         if self.event_weight == "power_of_two":
             weight = weight.log2_().round_().exp2_()
         return send(error, weight, state)
@@ -97,18 +96,16 @@ class AdaptiveDelta:
         return self
 
 
-def event_weights(error: Tensor, state: DeltaState) -> Tensor:
+def event_weights(error: Tensor, depth: int) -> Tensor:
     """kappa of each sample, `[B]`; 0 where there is no error."""
-    if state.depth <= _LEVELS:
-        entries = rows(error)
+    entries = rows(error)
+    if depth <= _LEVELS:
         return torch.maximum(entries.amax(1), entries.amin(1).neg_()).mul_(2 / 3)
-    size = rows(torch.abs(error, out=state.size))
+    size = entries.abs()
     most = size.amax(1)
-    # Over the largest, so that no square underflows; where there is no error, 0 / least is 0.
-    least = torch.finfo(most.dtype).tiny
-    size.mul_(most.clamp_min(least).reciprocal_().unsqueeze(1))
-    mean = torch.linalg.vector_norm(size, dim=1).square_().div_(size.sum(1).clamp_min_(least))
-    return most.mul_(mean.clamp_min_(1 / 2))
+    # Between half of the largest and the largest it is, whatever squares under- or overflow.
+    mean = torch.linalg.vector_norm(size, dim=1).square_().div_(size.sum(1).clamp_min_(torch.finfo(most.dtype).tiny))
+    return mean.clamp_(most / 2, most)
 
 
 def send(error: Tensor, weight: Tensor, state: DeltaState) -> Message:
@@ -116,11 +113,12 @@ def send(error: Tensor, weight: Tensor, state: DeltaState) -> Message:
 
     On a graph the quantizer passes the gradient of `error` straight through.
     """
-    inverse = weight.clamp_min(torch.finfo(weight.dtype).tiny).reciprocal_()
-    events = torch.mul(error.detach(), per_sample(inverse, error), out=into(error)).round_().clamp_(-1, 1)
+    kappa = per_sample(weight, error)
+    least = torch.finfo(weight.dtype).tiny
+    events = torch.div(error.detach(), kappa.clamp_min(least), out=into(error)).round_().clamp_(-1, 1)
     if not torch.is_grad_enabled():
-        state.trace.addcmul_(events, per_sample(weight, events))
+        state.trace.addcmul_(events, kappa)
         return Message(events, weight, events)
-    change = error + (events * per_sample(weight, events) - error).detach()
+    change = error + (events * kappa - error).detach()
     state.trace = state.trace + change
     return Message(change, None, events)

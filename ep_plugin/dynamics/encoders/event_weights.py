@@ -95,13 +95,13 @@ class FixedEvents:
     def start(self, like: Tensor, layer: int, depth: int = 1) -> "FixedState":
         if layer == 0:
             self.weights.begin(self.phase)
-        return FixedState(torch.zeros_like(like), torch.empty_like(like), torch.empty_like(like), depth, layer)
+        return FixedState(torch.zeros_like(like), torch.empty_like(like), depth, layer)
 
     def encode(self, signal: Tensor, state: "FixedState", time: int, maximum: float) -> Message:
         error = torch.sub(signal, state.trace, out=into(state.change))
         weight = self.weights.values[self.phase, state.layer, time - 1].to(error.dtype)
         if self.weights.training:
-            measured = event_weights(error.detach(), state)
+            measured = event_weights(error.detach(), state.depth)
             # (A sample that is no number has no say in it: a gradient scaler meets such ones by design.)
             valid = measured.isfinite()
             mean = torch.where(valid, measured, 0).sum() / valid.sum()
