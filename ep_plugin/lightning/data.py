@@ -6,6 +6,7 @@ A normalization, if any, is part of the network. The sets are small, so they are
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -76,23 +77,27 @@ class _ImageDataModule(L.LightningDataModule):
             "test": TensorDataset(*test),
         }
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        if self.rate_coded is not None:
-            from snntorch import spikegen
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Images become spikes. What is no pair of images and classes stays: a module's `example_input_array`."""
+        if self.rate_coded is None or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            return batch
+        from snntorch import spikegen
 
-            x = spikegen.rate(x, num_steps=self.rate_coded)
-        return x, y
+        x, y = batch
+        return spikegen.rate(x, num_steps=self.rate_coded), y
 
     def train_dataloader(self) -> DataLoader:
         shuffle = torch.Generator().manual_seed(self.seed)
         return DataLoader(self._sets["train"], self.batch_size, shuffle=True, generator=shuffle)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["val"], self.batch_size)
+        return DataLoader(self._sets["val"], batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["test"], self.batch_size)
+        return DataLoader(self._sets["test"], batch_size=self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
 
 
 class DigitsDataModule(_ImageDataModule):
