@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
@@ -28,7 +30,8 @@ class RecordErrors(L.Callback):
         name: what the run is called in every line.
 
     A line holds `name`, `started` (time of the run's start, UTC), `seed`, `epoch` and `epochs`;
-    `error` in percent of the images that `watched` names ("test", or "held out" training images);
+    `error` in percent of the images that `watched` names ("test", or "held out" training images), or their
+    `loss` where outputs are no classes;
     `seconds` of training so far; the model's settings, and `steps` of its free and nudged phase;
     `augmented`, `batch_size`, and the environment.
 
@@ -65,7 +68,7 @@ class RecordErrors(L.Callback):
             "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
             "epoch": trainer.current_epoch + 1,
             "epochs": trainer.max_epochs,
-            "error": round(100 * (1 - trainer.callback_metrics["val/accuracy"].item()), 3),
+            **_watched(trainer.callback_metrics),
             "seconds": round(self.seconds, 3),
             **_model(pl_module),
             **_data(trainer),
@@ -126,6 +129,12 @@ class FewStepsFirst(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EPLightningModule)
         pl_module.model.relaxation, pl_module.model.estimator = self.given
+
+
+def _watched(logged: Mapping[str, Tensor]) -> dict[str, float]:
+    if "val/accuracy" in logged:
+        return {"error": round(100 * (1 - logged["val/accuracy"].item()), 3)}
+    return {"loss": logged["val/loss"].item()}
 
 
 def _model(module: L.LightningModule) -> dict[str, Any]:

@@ -1,29 +1,55 @@
-"""Losses by name, as callables, or from `snntorch.functional`."""
+"""Losses by name, or as callables; those of `snntorch.functional` are in `ep_plugin.lightning.spike_losses`."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ep_plugin.validation import chosen
 
-Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
+Loss = nn.Module | Callable[[Any, Any], Tensor]
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:
-    return F.mse_loss(output, F.one_hot(target, output.shape[-1]).to(output.dtype))
+    """Against targets of the output's shape, or against classes `[B, ...]` as one-hot ones of `[B, classes, ...]`."""
+    if output.shape == (*target.shape, 1):
+        target = target.unsqueeze(-1)
+    elif are_classes(target, output):
+        target = F.one_hot(target.long(), output.shape[1]).movedim(-1, 1)
+    if output.shape != target.shape:
+        raise ValueError(
+            f'the loss "mse" was given an output of shape {list(output.shape)} and a target of shape '
+            f"{list(target.shape)} and type {target.dtype}; expected a target of the output's shape, or classes "
+            f"(whole numbers) of shape {[*output.shape[:1], *output.shape[2:]]}"
+        )
+    return F.mse_loss(output, target.to(output.dtype))
 
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": _mse}
 
 
+def are_classes(target: Any, output: Any) -> bool:
+    """Whether the target is a class of the output's, whole numbers `[B, ...]` for `[B, classes, ...]`."""
+    return (
+        isinstance(output, Tensor)
+        and isinstance(target, Tensor)
+        and output.dim() >= 2
+        and output.shape[1] >= 2
+        and target.shape == (output.shape[0], *output.shape[2:])
+        and target.dtype in _WHOLE
+    )
+
+
 def as_loss(loss: str | Loss) -> Loss:
-    """A loss of ([B, classes], [B]) from its name, or the callable that was given."""
+    """A loss of (output, target) from its name, or the callable that was given."""
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}; expected an instance of it: {loss.__name__}()")
     return loss if callable(loss) else chosen("loss", cast(str, loss), LOSSES)
 
 
-def wants_time(loss: Loss) -> bool:
-    """Losses of `snntorch.functional` take the record [T, B, classes]: without the leading axis
-    `mse_count_loss` would silently take the batch for time."""
-    return type(loss).__module__.startswith("snntorch.functional")
+def named(loss: Loss) -> str:
+    """What a loss is called in messages."""
+    return getattr(loss, "__name__", None) or type(loss).__name__

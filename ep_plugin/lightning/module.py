@@ -1,61 +1,124 @@
 """Training modules: equilibrium propagation, and snnTorch's backpropagation through time."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import snntorch as snn
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ep_plugin.lightning.losses import Loss, as_loss, wants_time
+from ep_plugin.lightning import spike_losses
+from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
+from ep_plugin.lightning.batches import Batch, inputs, pair
+from ep_plugin.lightning.losses import Loss, as_loss, named
+from ep_plugin.lightning.zero_gradients import ZeroGradients
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen, count, positive
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Batch = tuple[Tensor, Tensor]
 
 SCHEDULES = {"constant": "lr stays", "cosine": "lr falls to zero along a cosine, step by step"}
 
 
-class _Classifier(L.LightningModule):
-    """What both modules share: automatic optimization and what is logged."""
+class _Logged(NamedTuple):
+    """Means over so many samples."""
 
-    def __init__(self, loss: str | Loss, lr: float, optimizer: Optimizer | None, schedule: str) -> None:
+    values: dict[str, Tensor]
+    samples: int
+
+
+class _Task(L.LightningModule):
+    """What both modules share: automatic optimization, what a batch is and what is logged."""
+
+    def __init__(
+        self, loss: str | Loss, lr: float, optimizer: Optimizer | None, schedule: str, population: int | None
+    ) -> None:
         super().__init__()
         self.loss, self.lr, self.optimizer = as_loss(loss), positive("lr", lr), optimizer
+        spike_losses.check(self.loss)
         chosen("schedule", schedule, SCHEDULES)
         self.schedule = schedule
+        self.population = spike_losses.populations(self.loss)
+        if population is not None and self.population not in (None, count("population", population)):
+            raise ValueError(
+                f"population is {population}, and the loss sums populations of {self.population} classes; leave "
+                "population out, which is the loss's own"
+            )
+        self._sums = population is not None and self.population is None
+        self.population = self.population or population
 
-    def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Record [T, B, classes], its mean over time [B, classes], and what else is logged."""
+    def outcome(self, x: Tensor) -> tuple[Any, Any, dict[str, Tensor]]:
+        """What the loss sees, the output [B, ...], and what else is logged."""
         raise NotImplementedError
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        x, y = batch
-        record, output, others = self.outcome(x)
-        loss = self.loss(record if wants_time(self.loss) else output, y)
-        logged = {"loss": loss.detach(), "accuracy": (output.argmax(-1) == y).float().mean(), **others}
-        self.log_dict(
-            {f"{stage}/{k}": v for k, v in logged.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(y),  # an input that changes over time has its time first
-            prog_bar=False,
-            sync_dist=True,  # several processes: over all their images, once an epoch
-        )
+    def loss_of(self, seen: Any, y: Any) -> Tensor:
+        """The loss of what it sees: an equilibrium's output, or a record.
+
+        Raises:
+            ValueError: it is no single number, or has no gradient.
+        """
+        loss = self.loss(summed(seen, self.population) if self._sums and self.population else seen, y)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"values of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ValueError(f'the loss {named(self.loss)} gave {got}; expected a single number: reduction="mean"')
+        if not loss.requires_grad and any(t.requires_grad for t in _tensors(seen)):
+            raise ValueError(
+                f"the loss {named(self.loss)} has no gradient: nothing in it is differentiable in the output (argmax, "
+                'round, comparisons, detach and numpy are not); use one that is, such as "cross_entropy"'
+            )
         return loss
 
+    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, list[_Logged]]:
+        x, y = pair(batch)
+        seen, output, others = self.outcome(x)
+        loss = self.loss_of(seen, y)
+        # An input that changes over time has its time first, so the batch is counted in the output.
+        found = [_Logged({"loss": loss.detach(), **others}, len(_tensors(output)[0]))]
+        classified = summed(output, self.population) if self.population else output
+        if share := accuracy(classified, y, ignored_by(self.loss)):
+            found.append(_Logged({"accuracy": share[0]}, share[1]))
+        self._log(stage, found)
+        return loss, found
+
+    def _log(self, stage: str, found: Iterable[_Logged], **options: Any) -> None:
+        for values, samples in found:
+            self.log_dict(
+                {f"{stage}/{k}": v for k, v in values.items()},
+                on_step=False,
+                on_epoch=True,
+                batch_size=samples,
+                prog_bar=False,
+                sync_dist=True,  # several processes: over all their images, once an epoch
+                **options,
+            )
+
+    def _log_plainly(self, stage: str, sets: Sized, outputs: Any, dataloader_idx: int) -> None:
+        """Of several sets Lightning adds each one's number to its names. Callbacks that watch "val/loss" see the
+        first."""
+        if len(sets) > 1 and dataloader_idx == 0 and outputs:
+            self._log(stage, outputs["logged"], add_dataloader_idx=False)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, "train")[0]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        return {"logged": self._step(batch, "val")[1]}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        return {"logged": self._step(batch, "test")[1]}
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_plainly("val", self.trainer.num_val_batches, outputs, dataloader_idx)
+
+    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_plainly("test", self.trainer.num_test_batches, outputs, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self(inputs(batch))
 
     def configure_optimizers(self) -> Any:
         optimizer: Any = torch.optim.Adam(self.parameters(), self.lr)
@@ -108,21 +171,31 @@ def can_infer(model: ConvergentNetwork) -> bool:
     return model.event_weights is None or bool(model.event_weights.batches[0])
 
 
-class EPLightningModule(_Classifier):
+class EPLightningModule(_Task):
     """Trains a convergent network by the gradient estimator that it carries.
 
     Automatic optimization: the nudged phases run inside `loss.backward()`, so clipping,
-    accumulation, schedulers and precision are Lightning's own. Logs loss, accuracy, spikes per neuron
-    and inference, and the residual of the equilibrium, under train/, val/ and test/.
+    accumulation, schedulers and precision are Lightning's own. Logs loss, spikes per neuron and
+    inference, and the residual of the equilibrium, under train/, val/ and test/; and accuracy where output
+    and target make it one: `[B, classes]` or `[B, classes, ...]`, and whole numbers `[B]` or `[B, ...]`.
+    With several validation or test sets Lightning's names are "val/loss/dataloader_idx_1" and so on, and the
+    first set's are there without its number too.
+
+    Batches are `(x, y)`, where y is what the loss takes; `predict` takes `x` as well. Whatever else a loader
+    gives is made that in `on_before_batch_transfer`.
 
     Args:
-        model: input -> `[B, classes]`.
-        loss: "cross_entropy", "mse" (against one-hot targets), a callable of (output, target), or a
-            loss of `snntorch.functional`.
+        model: input -> output, such as `[B, classes]`.
+        loss: "cross_entropy", "mse" (against targets of the output's shape, or classes as one-hot ones), a
+            callable of (output, target), or a loss of `snntorch.functional`: what those are given is told
+            in `ep_plugin.lightning.spike_losses`.
         lr: learning rate of Adam, above 0.
         optimizer: from the parameters to an optimizer, in place of Adam; with a constant schedule
             also to whatever else Lightning's `configure_optimizers` may return.
         schedule: of the learning rate: "constant", or "cosine" (to zero at the training's last step).
+        population: number of classes, where each has a population of outputs, one class after the other:
+            `[B, classes * size]`. Loss and accuracy see the populations' sums. snnTorch's losses with
+            `population_code=True` say it themselves.
 
     Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
     `loss`, `lr` and `optimizer` again if they were not the defaults, and `convert` the options that
@@ -134,8 +207,9 @@ class EPLightningModule(_Classifier):
     events have no weight before the first training step.
 
     Raises:
-        ValueError: an unknown loss or schedule, or an `lr` that is not above 0.
-        TypeError: `model` is no `ConvergentNetwork`.
+        ValueError: an unknown loss or schedule, an `lr` that is not above 0, or a loss that means nothing for
+            an equilibrium. In a step: the loss is no single number, or not differentiable.
+        TypeError: `model` is no `ConvergentNetwork`, or the loss a class. In a step: the batch is no `(x, y)`.
 
     Example:
         >>> task = EPLightningModule(convert(net), loss="cross_entropy", lr=1e-3)
@@ -148,11 +222,14 @@ class EPLightningModule(_Classifier):
         lr: float = 1e-3,
         optimizer: Optimizer | None = None,
         schedule: str = "constant",
+        population: int | None = None,
     ) -> None:
-        super().__init__(loss, lr, optimizer, schedule)
+        super().__init__(loss, lr, optimizer, schedule, population)
         if not isinstance(model, ConvergentNetwork):
             raise TypeError(f"model is a {type(model).__name__}; expected a ConvergentNetwork: ep.convert(net)")
         self.model = model
+        self.loss = spike_losses.on_equilibrium(self.loss)
+        self._zero_gradients = ZeroGradients(named(self.loss))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -168,21 +245,35 @@ class EPLightningModule(_Classifier):
                 stacklevel=2,
             )
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if not self.trainer.sanity_checking or can_infer(self.model):
-            super().validation_step(batch, batch_idx)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with self._zero_gradients.watched(self.model.readout):
+            return super().training_step(batch, batch_idx)
 
-    def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+        self._zero_gradients.judge(loss)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        if self.trainer.sanity_checking and not can_infer(self.model):
+            return None
+        return super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def outcome(self, x: Tensor) -> tuple[Any, Any, dict[str, Tensor]]:
         output, equilibrium = self.model(x, return_equilibrium=True)
         others = {"residual": equilibrium.residual.mean()}
         if equilibrium.spikes is not None:
             neurons = sum(s[0].numel() for s in equilibrium.states)
             others["spikes"] = equilibrium.spikes.sum(0).mean()
             others["spikes_per_neuron"] = others["spikes"] / neurons
-        return output.unsqueeze(0), output, others
+        return output, output, others
 
 
-class BPTTLightningModule(_Classifier):
+def _tensors(tree: Any) -> list[Tensor]:
+    """All tensors of an output: it may be several."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class BPTTLightningModule(_Task):
     """Trains an untouched snnTorch model by surrogate-gradient backpropagation through time.
 
     The same input is shown at every step; the output is the mean over time of what the last module
@@ -195,6 +286,7 @@ class BPTTLightningModule(_Classifier):
         lr: as in `EPLightningModule`.
         optimizer: as in `EPLightningModule`.
         schedule: as in `EPLightningModule`.
+        population: as in `EPLightningModule`.
 
     Raises:
         ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`.
@@ -212,8 +304,9 @@ class BPTTLightningModule(_Classifier):
         lr: float = 1e-3,
         optimizer: Optimizer | None = None,
         schedule: str = "constant",
+        population: int | None = None,
     ) -> None:
-        super().__init__(loss, lr, optimizer, schedule)
+        super().__init__(loss, lr, optimizer, schedule, population)
         self.net, self.num_steps = net, count("num_steps", num_steps)
         for parameter in net.parameters():
             if parameter.dim() == 4:  # the faster layout for convolutions; `contiguous` would skip one input channel
@@ -226,7 +319,7 @@ class BPTTLightningModule(_Classifier):
     def forward(self, x: Tensor) -> Tensor:
         return self.outcome(x)[1]
 
-    def outcome(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def outcome(self, x: Tensor) -> tuple[Any, Any, dict[str, Tensor]]:
         self._rest()
         counts: list[Tensor] = []
         sizes: dict[int, int] = {}
@@ -243,10 +336,15 @@ class BPTTLightningModule(_Classifier):
             outputs = [self.net(x) for _ in range(self.num_steps)]
         self._rest()  # no state, and no graph, outlives the batch
         record = torch.stack([o[0] if isinstance(o, tuple) else o for o in outputs])
+        mean = record.mean(0)
+        seen = mean
+        if spike_losses.wants_time(self.loss):
+            spike_losses.require_classes(self.loss, mean)
+            seen = record
         if not counts:
-            return record, record.mean(0), {}
+            return seen, mean, {}
         spikes = torch.stack(counts).sum()
-        return record, record.mean(0), {"spikes": spikes, "spikes_per_neuron": spikes / sum(sizes.values())}
+        return seen, mean, {"spikes": spikes, "spikes_per_neuron": spikes / sum(sizes.values())}
 
     def _rest(self) -> None:
         # snntorch.utils.reset would reset every neuron in the process; these are this net's own.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ep_plugin.analysis.agreement import gradient_agreement
 from ep_plugin.analysis.diagnosis import activity, settled
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
-from ep_plugin.lightning.losses import wants_time
+from ep_plugin.lightning.batches import pair
 from ep_plugin.lightning.module import EPLightningModule, can_infer
 from ep_plugin.validation import count
 
@@ -29,7 +29,7 @@ class _Monitor(L.Callback):
     def __init__(self, every_n_batches: int = 50) -> None:
         self.every_n_batches = count("every_n_batches", every_n_batches)
 
-    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+    def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         """What is logged for a batch; the network is in evaluation mode."""
         raise NotImplementedError
 
@@ -49,7 +49,7 @@ class _Monitor(L.Callback):
         if not can_infer(pl_module.model):
             return
         with _unnoticed(pl_module):
-            found = self.measure(pl_module, *batch)
+            found = self.measure(pl_module, *pair(batch))
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
 
@@ -71,7 +71,7 @@ class EquilibriumMonitor(_Monitor):
         >>> trainer = L.Trainer(callbacks=[EquilibriumMonitor(every_n_batches=100)])
     """
 
-    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+    def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         equilibrium = module.model.free_phase(x)
         found = {"residual": equilibrium.residual.max().item(), "steps": float(equilibrium.steps)}
         if equilibrium.converged is not None:
@@ -96,7 +96,7 @@ class SpikeMonitor(_Monitor):
         >>> trainer = L.Trainer(callbacks=[SpikeMonitor()])
     """
 
-    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
+    def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         found: dict[str, float] = {}
         for l, layer in enumerate(activity(module.model, x)):
             found[f"state/layer {l}"] = layer.mean
@@ -130,13 +130,10 @@ class GradientMonitor(_Monitor):
         >>> trainer = L.Trainer(callbacks=[GradientMonitor(every_n_batches=250)])
     """
 
-    def measure(self, module: EPLightningModule, x: Tensor, y: Tensor) -> dict[str, float]:
-        def loss(output: Tensor, y: Tensor) -> Tensor:
-            return module.loss(output.unsqueeze(0) if wants_time(module.loss) else output, y)
-
+    def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         reference = settled(module.model, _REFERENCE)
         found = {"reference/residual": reference.free_phase(x).residual.max().item()}
-        for own in gradient_agreement(module.model, x, y, loss, reference):
+        for own in gradient_agreement(module.model, x, y, module.loss_of, reference):
             found |= {f"cosine/{own.name}": own.cosine, f"norm ratio/{own.name}": own.norm_ratio}
         return found
 

@@ -251,16 +251,6 @@ def test_losses_fall(loss, tmp_path):
         assert after["val/loss"] < before["val/loss"]
 
 
-def test_snntorch_losses_see_one_step_of_time():
-    model, _ = make_model()
-    x, y = next(iter(loader()))
-    task = ep.EPLightningModule(model, SF.mse_count_loss(0.9, 0.1))
-    record, output, _ = task.outcome(x)
-    assert record.shape == (1, 4, 10)
-    expected = SF.mse_count_loss(0.9, 0.1)(output.unsqueeze(0), y)
-    assert torch.equal(task.loss(record, y), expected)
-
-
 def test_refusals():
     model, net = make_model()
     with pytest.raises(ValueError, match="'cross_entropy', 'mse'"):

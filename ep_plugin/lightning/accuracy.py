@@ -1,0 +1,46 @@
+"""Accuracy, where output and target make it one."""
+
+from typing import Any
+
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from ep_plugin.lightning.losses import Loss, are_classes
+
+
+def accuracy(output: Any, target: Any, ignored: int = -100) -> tuple[Tensor, int] | None:
+    """The share of targets, whole numbers `[B, ...]`, that are the largest of the outputs `[B, classes, ...]`.
+
+    Args:
+        output: of a network.
+        target: what its loss takes beside it.
+        ignored: a target that does not count.
+
+    Returns:
+        The share, and of how many targets it is; None where they are no classes.
+    """
+    if not are_classes(target, output):
+        return None
+    classes = output.shape[1]
+    share = multiclass_accuracy(output, target, classes, average="micro", ignore_index=ignored, validate_args=False)
+    counted = target.numel() if target.dim() == 1 else int((target != ignored).sum())
+    return (share, counted) if counted else None
+
+
+def ignored_by(loss: Loss) -> int:
+    """The target that a loss leaves out; PyTorch's default where it does not say."""
+    return getattr(loss, "ignore_index", -100)
+
+
+def summed(output: Tensor, classes: int) -> Tensor:
+    """Each class's sum over its population of outputs: `[B, classes]` from `[B, classes * size]`, as snnTorch's.
+
+    Raises:
+        ValueError: the outputs are no whole number a class.
+    """
+    if output.dim() != 2 or output.shape[1] % classes:
+        raise ValueError(
+            f"an output of shape {list(output.shape)} has no populations of {classes} classes; expected [batch, n], "
+            f"with n a multiple of {classes}"
+        )
+    return output.unflatten(1, (classes, -1)).sum(-1)

@@ -1,0 +1,230 @@
+"""Targets of any kind: the loss is as it was given, and accuracy is there where it is one."""
+
+import json
+import re
+import warnings
+
+import pytest
+import snntorch as snn
+import snntorch.functional as SF
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from test_module import trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ep_plugin as ep
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+N = 24
+CLASSES = torch.randint(10, (N,), generator=torch.Generator().manual_seed(0))
+X = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+PIXELS = (X[:, 0] * 3).long()
+
+
+def dense(outputs):
+    neurons = snn.Leaky(beta=0.9, init_hidden=True)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 30), neurons, nn.Linear(30, outputs))
+
+
+def pixelwise(classes):
+    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), ep.ConvergentLeaky(), nn.Conv2d(6, classes, 1))
+
+
+def autoencoder():
+    return nn.Sequential(pixelwise(1), nn.Sigmoid())
+
+
+SMOOTH = F.one_hot(CLASSES, 10) * 0.9 + 0.01
+CASES = {  # net, loss, targets, whether there is an accuracy
+    "one number": (lambda: dense(1), F.mse_loss, X.mean((2, 3)), False),
+    "one number, flat": (lambda: dense(1), "mse", X.mean((1, 2, 3)), False),
+    "one whole number": (lambda: dense(1), "mse", CLASSES, False),
+    "several numbers": (lambda: dense(3), F.mse_loss, X[:, 0, :3, 0], False),
+    "soft labels": (lambda: dense(10), "cross_entropy", SMOOTH, False),
+    "several labels": (lambda: dense(10), F.binary_cross_entropy_with_logits, (SMOOTH > 0.5).float(), False),
+    "several labels, whole": (lambda: dense(10), "mse", F.one_hot(CLASSES, 10), False),
+    "images": (lambda: dense(64), nn.L1Loss(), X.flatten(1), False),
+    "autoencoder": (lambda: pixelwise(1), "mse", X, False),
+    "segmentation": (lambda: pixelwise(3), nn.CrossEntropyLoss(), PIXELS, True),
+    "segmentation, mse": (lambda: pixelwise(3), "mse", PIXELS, True),
+    "classes": (lambda: dense(10), "cross_entropy", CLASSES, True),
+    "classes, mse": (lambda: dense(10), "mse", CLASSES.int(), True),
+    "one of two": (lambda: dense(1), F.binary_cross_entropy_with_logits, (CLASSES > 4).float()[:, None], False),
+}
+
+
+def batches(y, size=7):
+    return DataLoader(TensorDataset(X, y), size)  # the last batch is smaller
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_target_is_learned(case, tmp_path):
+    make, loss, y, classified = CASES[case]
+    torch.manual_seed(0)
+    task = ep.EPLightningModule(ep.convert(make()), loss, lr=0.01)
+    (before,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
+    run = trainer(tmp_path, max_epochs=8)
+    run.fit(task, batches(y))
+    (after,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
+    assert after["val/loss"] < 0.95 * before["val/loss"]
+    assert ("val/accuracy" in after) == ("train/accuracy" in run.callback_metrics) == classified
+    output = task.model.eval()(X)
+    if callable(loss):
+        assert after["val/loss"] == pytest.approx(loss(output, y).item(), rel=1e-4)
+    if classified:
+        assert after["val/accuracy"] == pytest.approx((output.argmax(1) == y).float().mean().item())
+
+
+def test_mse_of_classes_is_that_of_one_hot_targets_and_other_shapes_are_refused():
+    task = ep.EPLightningModule(ep.convert(dense(3)), "mse")
+    output = torch.rand(2, 3, 4)
+    y = torch.randint(3, (2, 4))
+    torch.testing.assert_close(task.loss_of(output, y), F.mse_loss(output, F.one_hot(y, 3).permute(0, 2, 1).float()))
+    assert task.loss_of(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 2.0])) == 0.5  # not of all pairs
+    with pytest.raises(
+        ValueError, match=r'"mse" was given .* \[2, 3\] and a target of shape \[2\].*the output\'s shape'
+    ):
+        task.loss_of(torch.rand(2, 3), torch.rand(2))
+    assert task.loss_of(torch.rand(2, 3), torch.rand(2, 3)) > 0
+
+
+def test_targets_that_the_loss_leaves_out_do_not_count(tmp_path):
+    y = PIXELS.clone()
+    y[:, :3] = 255
+    task = ep.EPLightningModule(ep.convert(pixelwise(3)), nn.CrossEntropyLoss(ignore_index=255))
+    (logged,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
+    right = task.model.eval()(X).argmax(1)[:, 3:] == y[:, 3:]
+    assert logged["val/accuracy"] == pytest.approx(right.float().mean().item())
+
+
+POPULATIONS = {
+    "of the loss": (SF.mse_count_loss(0.8, 0.2, population_code=True, num_classes=5), {}),
+    "of both": (SF.ce_count_loss(population_code=True, num_classes=5), {"population": 5}),
+    "of the module": ("cross_entropy", {"population": 5}),
+}
+
+
+@pytest.mark.parametrize("kind", ["ep", "bptt"])
+@pytest.mark.parametrize("case", POPULATIONS)
+def test_populations_have_the_accuracy_of_their_sums(case, kind, tmp_path):
+    loss, options = POPULATIONS[case]
+    torch.manual_seed(0)
+    net = dense(40)
+    task = (
+        ep.EPLightningModule(ep.convert(net), loss, lr=0.01, **options)
+        if kind == "ep"
+        else ep.BPTTLightningModule(net, 4, loss, lr=0.01, **options)
+    )
+    y = CLASSES % 5
+    trainer(tmp_path, max_epochs=15).fit(task, batches(y))
+    (logged,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
+    sums = torch.stack([task.eval()(X)[:, 8 * c : 8 * (c + 1)].sum(1) for c in range(5)], 1)
+    expected = (sums.argmax(1) == y).float().mean().item()
+    assert logged["val/accuracy"] == pytest.approx(expected)
+    assert expected == pytest.approx(SF.accuracy_rate(task(X)[None].detach(), y, population_code=True, num_classes=5))
+    assert expected > 0.4
+    if loss == "cross_entropy":
+        assert logged["val/loss"] == pytest.approx(F.cross_entropy(sums, y).item(), rel=1e-4)
+
+
+def test_populations_are_checked():
+    model = ep.convert(dense(40))
+    with pytest.raises(ValueError, match="population is 0"):
+        ep.EPLightningModule(model, population=0)
+    loss = SF.ce_count_loss(population_code=True, num_classes=5)
+    with pytest.raises(
+        ValueError, match="population is 8, and the loss sums populations of 5 classes; leave population"
+    ):
+        ep.EPLightningModule(model, loss, population=8)
+    assert ep.EPLightningModule(model, loss).population == 5
+    with pytest.raises(ValueError, match=r"output of shape \[24, 40\] has no populations of 7 classes.*multiple of 7"):
+        ep.EPLightningModule(model, population=7).loss_of(model(X), CLASSES)
+
+
+def test_callbacks_watch_the_loss_where_there_is_no_accuracy(tmp_path):
+    y = X.mean((2, 3))
+    record = ep.RecordErrors(tmp_path / "lines.jsonl", "numbers")
+    kept = ModelCheckpoint(tmp_path, monitor="val/loss")
+    run = trainer(tmp_path, callbacks=[record, kept, EarlyStopping("val/loss")], enable_checkpointing=True)
+    run.fit(ep.EPLightningModule(ep.convert(dense(1)), "mse"), batches(y), batches(y))
+    lines = [json.loads(line) for line in record.path.read_text().splitlines()]
+    assert lines[-1]["loss"] == pytest.approx(run.callback_metrics["val/loss"].item())
+    assert "error" not in lines[-1]
+    assert kept.best_model_score == min(line["loss"] for line in lines)
+    for callback in (EarlyStopping("val/accuracy"), ModelCheckpoint(tmp_path, monitor="val/accuracy")):
+        run = trainer(tmp_path, callbacks=[callback], enable_checkpointing=True)
+        with pytest.raises(Exception, match=r"val/accuracy.*val/loss"):  # Lightning's own words name what there is
+            run.fit(ep.EPLightningModule(ep.convert(dense(1)), "mse"), batches(y), batches(y))
+
+
+def test_a_monitor_looks_at_any_target(tmp_path):
+    make, loss, y, _ = CASES["several labels"]
+    logger = CSVLogger(tmp_path)
+    monitors = [ep.GradientMonitor(1), ep.SpikeMonitor(1), ep.EquilibriumMonitor(1)]
+    run = trainer(tmp_path, callbacks=monitors, logger=logger, max_epochs=1)
+    run.fit(ep.EPLightningModule(ep.convert(ep.initialize_(make())), loss), batches(y))
+    logger.save()
+    assert "cosine/stem.1.weight" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+
+
+def rounded_loss(output, y):
+    return (output * 0).mean() + F.mse_loss(output.round().detach(), y)
+
+
+def warned(task, tmp_path, y, epochs=3):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_epochs=epochs).fit(task, batches(y))
+    return [str(w.message) for w in found if "gradient of exactly 0" in str(w.message)]
+
+
+def test_a_loss_whose_gradient_is_zero_everywhere_is_named_once(tmp_path):
+    y = X.mean((2, 3))
+    (words,) = warned(ep.EPLightningModule(ep.convert(dense(1)), rounded_loss), tmp_path, y)
+    for part in ("the loss rounded_loss", "first 3 batches", "nothing before the readout learns", "differentiable"):
+        assert part in words
+    assert warned(ep.EPLightningModule(ep.convert(dense(1)), F.mse_loss), tmp_path, y) == []
+
+
+def test_neither_a_minimum_nor_a_readout_that_starts_at_zero_is_taken_for_such_a_loss(tmp_path):
+    def hinge(output, y):
+        return F.relu(output - 1e6).mean()
+
+    y = X.mean((2, 3))
+    assert warned(ep.EPLightningModule(ep.convert(dense(1)), hinge), tmp_path, y) == []
+    net = dense(1)
+    nn.init.zeros_(net[-1].weight)  # it has a gradient itself, so that the second batch is no longer at zero
+    assert warned(ep.EPLightningModule(ep.convert(net), F.mse_loss), tmp_path, y) == []
+
+
+def best(output, y):
+    return (output.argmax(1) == y).float().mean()
+
+
+NO_LOSS = {  # loss, words of the refusal, way out
+    "argmax": (best, "loss best has no gradient: nothing in it is differentiable", "cross_entropy"),
+    "a sample each": (nn.CrossEntropyLoss(reduction="none"), "CrossEntropyLoss gave values of", nn.CrossEntropyLoss()),
+    "a spike count each": (
+        SF.ce_count_loss(reduction="none"), 'shape [7]; expected a single number: reduction="mean"', SF.ce_count_loss()
+    ),
+    "a number": (lambda output, y: 0.5, "gave a float; expected a single number", "cross_entropy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_LOSS)
+def test_losses_that_cannot_be_trained_are_refused(case, tmp_path):
+    loss, words, way_out = NO_LOSS[case]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        trainer(tmp_path).fit(ep.EPLightningModule(ep.convert(dense(10)), loss), batches(CLASSES))
+    trainer(tmp_path).fit(ep.EPLightningModule(ep.convert(dense(10)), way_out), batches(CLASSES))
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, SF.ce_rate_loss])
+def test_a_class_is_no_loss(kind):
+    with pytest.raises(TypeError, match=rf"loss is the class {kind.__name__}; expected an instance of it: .*\(\)"):
+        ep.EPLightningModule(ep.convert(dense(10)), kind)
+    ep.EPLightningModule(ep.convert(dense(10)), kind())
