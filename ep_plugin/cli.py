@@ -179,11 +179,13 @@ def check(
     batch_size: Annotated[int, typer.Option(help="Random inputs in the batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the inputs, their classes and what is random in the net.")] = 0,
 ) -> None:
-    """Check a model of your own: does it convert, settle, fire, and learn by the right gradient?
+    """Check a model of your own: does it convert, settle, fire, use all of its input, and learn by the right gradient?
 
     On random inputs in [0, 1] of random classes. EP's gradient is compared with BPTT's through graded
-    states that have settled in full. Exits with 1 if there is something to mend. A net that is converted
-    already (ep_plugin.convert) keeps its settings; any other is converted with the default ones.
+    states that have settled in full. Parameters that are not trained, and modules that draw random
+    numbers in evaluation mode, are named as in your model. Exits with 1 if there is something to mend. A net
+    that is converted already (ep_plugin.convert) keeps its settings; any other is converted with the default
+    ones.
     """
     import torch
     from rich.console import Console
@@ -202,7 +204,7 @@ def check(
         model = given if isinstance(given, ConvergentNetwork) else _converted(given, console)
         model.eval()
         x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
-        found = diagnose(model, x, y)
+        found = diagnose(model, x, y, original=None if model is given else given)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None

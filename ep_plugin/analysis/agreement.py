@@ -47,7 +47,8 @@ def gradient_agreement(
             network over the same parameters. By default `ImplicitDifferentiation()`.
 
     Returns:
-        One `Agreement` per parameter, in the model's order; NaN where both gradients are zero.
+        One `Agreement` per parameter that both outputs depend on, in the model's order; NaN where both gradients
+        are zero.
 
     Example:
         >>> gradient_agreement(model.variant(encoder="graded"), x, y, nn.functional.cross_entropy)
@@ -58,8 +59,10 @@ def gradient_agreement(
     found = []
     for network in (model, reference):
         parameters = dict(network.named_parameters())
-        found.append(torch.autograd.grad(loss(network(x), y), [parameters[n] for n in names]))
-    return [_compare(n, a, b) for n, a, b in zip(names, *found, strict=True)]
+        wanted = [parameters[n] for n in names]
+        found.append(torch.autograd.grad(loss(network(x), y), wanted, allow_unused=True))
+    pairs = zip(names, *found, strict=True)
+    return [_compare(n, a, b) for n, a, b in pairs if a is not None and b is not None]
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ep_plugin.analysis.agreement import Agreement, gradient_agreement
+from ep_plugin.analysis.influence import without_influence
+from ep_plugin.analysis.randomness import random_modules
+from ep_plugin.analysis.untrained import left_out, without_gradient
 from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.estimators.full_phases import FullPhaseEP
@@ -101,14 +104,19 @@ def diagnose(
     x: Tensor,
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    original: nn.Module | None = None,
 ) -> Diagnosis:
     """How the network settles, how its gradient compares with BPTT's through settled states, what fires.
+
+    And what it is silent about: inputs without influence, parameters that are not trained, random numbers in
+    evaluation mode.
 
     Args:
         model: in evaluation mode, so that nothing in it is random but its spikes.
         x: a batch.
         y: its targets.
         loss: of (output, y).
+        original: what the network was converted from: its names are told, and what it has and the network lacks.
 
     Raises:
         ValueError: as `ConvergentNetwork.forward`, or the input changes over time.
@@ -122,7 +130,8 @@ def diagnose(
         activity=activity(model, x),
         advice=[],
     )
-    advice = [*_about_settling(model, x, found), *_about_gradients(model, found), *_about_activity(found)]
+    silent = _about_what_is_silent(model, x, y, loss, original)
+    advice = [*silent, *_about_settling(model, x, found), *_about_gradients(model, found), *_about_activity(found)]
     return replace(found, advice=advice)
 
 
@@ -147,6 +156,37 @@ def activity(model: ConvergentNetwork, x: Tensor) -> list[Activity]:
         spikes = None if equilibrium.spikes is None else equilibrium.spikes[l].mean().item() / neurons
         found.append(Activity(neurons, share.mean().item(), (share > 0.999).float().mean().item(), spikes))
     return found
+
+
+def _about_what_is_silent(
+    model: ConvergentNetwork,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    original: nn.Module | None,
+) -> Iterator[str]:
+    if parts := without_influence(model, x, original):
+        yield (
+            f"The output does not depend on all of the input, of shape {list(x.shape)}: {', and '.join(parts)} "
+            "have no influence. If that axis is time, use ep.convert(net, time_varying=True) and inputs [T, B, ...]; "
+            "if it is meant, leave that part out of the input"
+        )
+    if original is not None and (names := left_out(model, original)):
+        yield (
+            f"Parameters of the original are none of the network's, so that training leaves them as they are: "
+            f"{', '.join(names)}. Say so to the optimizer and the reader with requires_grad_(False), or leave them out"
+        )
+    if names := without_gradient(model, x, y, loss, original):
+        yield (
+            f"The gradient is exactly zero, or none, in {', '.join(names)}, so that training leaves them as they are: "
+            "look whether the output depends on them, whether it does so with a slope (no rounding, no detach), and "
+            "whether all neurons on the way are silent or saturated"
+        )
+    if names := random_modules(model, x, original):
+        yield (
+            f"Random numbers are drawn in evaluation mode, in {', '.join(names)}: two inferences of one input differ. "
+            "Draw only in training mode (if self.training), or draw in the data loader"
+        )
 
 
 def _about_settling(model: ConvergentNetwork, x: Tensor, found: Diagnosis) -> Iterator[str]:
