@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.functions import Function
+from ep_plugin.conversion.linear_functions import LinearFunction
 from ep_plugin.linear.base import register_linear
 from ep_plugin.linear.connection import Connection, is_known
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
@@ -115,6 +116,8 @@ def without_offset(place: str, module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
         linear.value = 0.0
         return linear
+    if isinstance(module, LinearFunction):
+        return LinearPart(module)
     known = type_before_parametrizations(module).__module__.startswith(("torch.", "ep_plugin."))
     if known and getattr(module, "bias", None) is None:
         return module

@@ -5,28 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ep_plugin.conversion import tracing
 from ep_plugin.conversion.adapters import Neuron, place_of
-from ep_plugin.conversion.between import as_connection_module, without_offset
 from ep_plugin.conversion.computation import as_module
-from ep_plugin.conversion.plan import (
-    Applied,
-    Combination,
-    Input,
-    Joined,
-    Plan,
-    Signal,
-    Spikes,
-    combine,
-    modules_in,
-    sources,
-    substitute_input,
-)
-from ep_plugin.linear.connection import Connection, is_known
+from ep_plugin.conversion.concatenation import Measurement, Measuring
+from ep_plugin.conversion.paths import Paths, through
+from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes, combine, sources
+from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.modules import Scale
-
-Path = tuple[Signal, list[nn.Module]]
-"""A neuron's spikes or what is made of the input alone, and the modules on its way."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +24,7 @@ class Blocks:
         readout: of the read layers' equilibria, one argument each; None if the output is the equilibrium.
         driven, read: layers.
         levels: of every layer, how many feedback steps it stands above the lowest.
-        stepwise: whether the model reads its input step by step.
+        time_axis: of the steps, in the model's input; 0 if it does not read it step by step.
         notes: remarks for the user.
     """
 
@@ -86,14 +71,13 @@ def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], max_poo
     index = {name: l for l, name in enumerate(order)}
     places = {name: place_of(name, plan.neurons[name]) for name in order}
     given = _the_input(plan, order)
-    paths = _Paths(max_pooling, notes := list(plan.notes))
+    paths = Paths(max_pooling, notes := list(plan.notes))
     drives: dict[int, Signal] = {}
     connections = []
     for name in order:
         received, weights = plan.received[name], neurons[name].input_weights
         found = paths.paths_to(received if weights is None else Applied(name, weights, received), places[name])
-        outer = [_applied(name, modules, start) for start, modules in found if not isinstance(start, Spikes)]
-        _require_weights(places[name], [*modules_in(*outer), *(m for _, modules in found for m in modules)])
+        outer = [through(name, modules, start) for start, modules in found if not isinstance(start, Spikes)]
         if outer:
             drives[index[name]] = combine([(drive, 1.0) for drive in outer])
         connections += [
@@ -104,8 +88,7 @@ def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], max_poo
     levels = _levels(len(order), connections)
     for name in order:
         if (lateral := neurons[name].lateral) is not None:
-            # <r, A r> with half the weights has the derivative (V + V^T) r / 2 + bias.
-            connections.append(Connection(nn.Sequential(Scale(0.5), lateral), index[name], index[name]))
+            connections += _lateral(paths, name, lateral, places[name], index[name])
     read = sorted(index[s.neuron] for s in sources(plan.output) if isinstance(s, Spikes))
     if any(isinstance(s, Input) for s in sources(plan.output)):
         raise ValueError(
@@ -114,8 +97,13 @@ def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], max_poo
             "what reads the input to the converted model's output"
         )
     equilibria = [Spikes(order[l]) for l in read]
+    stem = as_module(list(drives.values()), [given])
+    if paths.concatenations:
+        weights_inside = {name: w for name in order if (w := neurons[name].input_weights) is not None}
+        measurement = Measurement(plan, given, weights_inside, list(paths.concatenations.values()))
+        stem = Measuring(stem, measurement)
     return Blocks(
-        stem=as_module(list(drives.values()), [given]),
+        stem=stem,
         connections=connections,
         readout=None if plan.output in equilibria else as_module([plan.output], equilibria),
         driven=list(drives),
@@ -148,68 +136,16 @@ def _levels(layers: int, connections: Sequence[Connection]) -> list[int]:
     return levels
 
 
-class _Paths:
-    """The paths of signals between neurons. Every module is looked at once, whatever the number of its paths."""
+def _lateral(paths: Paths, name: str, lateral: nn.Module, place: str, layer: int) -> list[Connection]:
+    """A neuron's own recurrent weights, which act by their symmetric part.
 
-    def __init__(self, max_pooling: str, notes: list[str]) -> None:
-        self.max_pooling, self.notes = max_pooling, notes
-        self.placed: dict[nn.Module, nn.Module] = {}
-
-    def paths_to(self, signal: Signal, user: str) -> list[Path]:
-        """All paths that lead into a signal. Of those through one module all but the first leave out its offset.
-
-        Args:
-            signal: what is received.
-            user: who receives it, for errors.
-        """
-        if isinstance(signal, Spikes) or all(isinstance(s, Input) for s in sources(signal)):
-            return [(signal, [])]
-        if isinstance(signal, Combination):
-            return [
-                (start, [*modules, *([Scale(factor)] if factor != 1 else [])])
-                for part, factor in signal.terms
-                for start, modules in self.paths_to(part, user)
-            ]
-        if isinstance(signal, Joined):
-            raise ValueError(
-                f"{user} depends on {signal.name}() of several tensors; expected only sums of signals between "
-                "neurons, each times a number (a linear module of a concatenation is the sum of one of each part)"
-            )
-        assert isinstance(signal, Applied)
-        if (inside := _inside(signal)) is not None:
-            return self.paths_to(inside, user)
-        before = self.paths_to(signal.signal, user)
-        if signal.module not in self.placed:
-            self.placed[signal.module] = as_connection_module(signal.name, signal.module, self.max_pooling, self.notes)
-        module = self.placed[signal.module]
-        (start, modules), *others = before
-        return [
-            (start, [*modules, module]),
-            *((s, [*ms, without_offset(place_of(signal.name, signal.module), module)]) for s, ms in others),
-        ]
-
-
-def _inside(signal: Applied) -> Signal | None:
-    """What a module that is not PyTorch's own does to its signal; None where only the module can tell."""
-    if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")) or is_known(signal.module):
-        return None
-    try:
-        done = tracing.read(signal.module).output
-    except ValueError:
-        return None
-    return substitute_input(done, signal.signal, f"{signal.name}.")
-
-
-def _applied(name: str, modules: Sequence[nn.Module], signal: Signal) -> Signal:
-    """The modules, one after the other, applied to a signal."""
-    for module in modules:
-        signal = Applied(name, module, signal)
-    return signal
-
-
-def _require_weights(place: str, modules: Sequence[nn.Module]) -> None:
-    if not any(True for m in modules for _ in m.parameters()):
+    <r, A r> with half the weights has the derivative (V + V^T) r / 2 + bias.
+    """
+    found = paths.paths_to(Applied(f"{name}.recurrent", lateral, Spikes(name)), place)
+    made = [Connection(nn.Sequential(Scale(0.5), *modules), layer, layer) for _, modules in found]
+    if not all(connection.is_linear for connection in made):
         raise ValueError(
-            f"{place} has no weights before it; expected a convolution or a linear module between it and the input "
-            "or the neuron before"
+            f"{place} cannot be converted: among its recurrent weights stands what is linear only piece by piece, and "
+            "half of it is not its half; use linear modules there (average pooling, no ReLU)"
         )
+    return made

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ep_plugin.linear import convolution, dense, modules, pooling  # noqa: F401  (they fill the registry)
+from ep_plugin.linear import concatenation, convolution, dense, modules, pooling  # noqa: F401  (they fill the registry)
 from ep_plugin.linear.base import REGISTRY, Differentiated, LinearMap, Tensors, at_least_float32, laid_out
 from ep_plugin.linear.convolution import symmetric_padding
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout

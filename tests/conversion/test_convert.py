@@ -176,11 +176,6 @@ def test_piecewise_linear_layers_between_neurons(case, float64):
 L = nn.Linear(4, 4)
 REFUSED = {
     "no neuron": ([L], "has no neuron"),
-    "no weights": ([snn.Leaky(beta=0.5), L], r"'0' \(Leaky\) has no weights before it"),
-    "no weights between": (
-        [L, snn.Leaky(beta=0.5), nn.Flatten(), snn.Leaky(beta=0.5)],
-        r"'3' \(Leaky\) has no weights",
-    ),
     "layer norm": (
         [L, snn.Leaky(beta=0.5), L, nn.LayerNorm(4), snn.Leaky(beta=0.5)],
         r"'3' \(LayerNorm\).*smooth and not linear.*second derivative.*batch normalization",

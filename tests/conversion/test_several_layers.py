@@ -296,8 +296,8 @@ def test_norse_cells_weights_meet_the_input_and_spikes_alike():
     torch.testing.assert_close(r2, (5 * drive).clamp(0, 1), rtol=0, atol=1e-5)
 
 
-def test_weights_are_needed_on_one_of_the_ways():
-    """The input as it is may be added to what has weights; alone it drives nothing."""
+def test_the_input_and_spikes_may_arrive_as_they_are():
+    """No weights are needed on any of the ways: a neuron adds up what it receives."""
 
     class Raw(Net):
         def __init__(self, weights):
@@ -310,8 +310,10 @@ def test_weights_are_needed_on_one_of_the_ways():
             return self.out1(s2)
 
     assert ep.convert(Raw(True)).driven == (0, 1)
-    with pytest.raises(ValueError, match=r"'l2' \(Leaky\) has no weights before it"):
-        ep.convert(Raw(False))
+    net, x = Raw(False), torch.rand(3, 8)
+    model = ep.convert(net, **SETTLED | {"feedback": 1e-9})
+    r1, r2 = model.free_phase(x).states
+    torch.testing.assert_close(r2, ((r1 + x[:, :6]) / net.l2.threshold.detach()).clamp(0, 1), rtol=0, atol=1e-6)
 
 
 def test_an_offset_without_a_name_counts_once(float64):

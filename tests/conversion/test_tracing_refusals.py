@@ -55,15 +55,11 @@ class RectifiedSum(Net):
         return self.lif2(F.relu(self.fc2(spk1) + h))[0]
 
 
-class Joined(Net):
-    def __init__(self):
-        super().__init__()
-        self.wide = nn.Linear(12, 6)
-
+class JoinedAlongTheBatch(Net):
     def forward(self, x):
         h = self.fc1(x)
         spk1, _ = self.lif1(h)
-        return self.lif2(self.wide(torch.cat([spk1, h], 1)))[0]
+        return self.lif2(self.fc2(torch.cat([spk1, h])))[0]
 
 
 class Product(Net):
@@ -152,7 +148,7 @@ REFUSED = {
     InputRead: r"the output reads the input beside module 'lif1' \(Leaky\).*nothing but their equilibria.*add",
     StepAndWhole: r"both step by step and as a whole",
     RectifiedSum: r"'relu' \(ReLU\).*sum of several signals.*only piece by piece.*before the sum",
-    Joined: r"'lif2' \(Leaky\) depends on cat\(\) of several tensors; expected only sums.*concatenation is the sum",
+    JoinedAlongTheBatch: r"concatenation of 2 signals before module 'lif2' \(Leaky\).*along the batch.*dim=1",
     Product: r"'lif2' \(Leaky\) depends on mul\(\) of several tensors",
     MembraneInside: r"'lif1' \(Leaky\) is read by its membrane",
     OwnWeight: r"'lif2' \(Leaky\) depends on matmul\(\) of several tensors",

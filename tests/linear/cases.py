@@ -1,11 +1,16 @@
 """A module of every kind that may stand between neurons, with random settings, and the shape of its input."""
 
 import snntorch as snn
+import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import ep_plugin.conversion.adapters.snntorch  # noqa: F401  (it registers what recurrent neurons keep)
 from ep_plugin.conversion.between import LinearPart
+from ep_plugin.conversion.functions import Function, Slot
+from ep_plugin.conversion.linear_functions import Held, LinearFunction, as_linear, constant
+from ep_plugin.conversion.plan import Input, Joined
+from ep_plugin.linear.concatenation import Concatenation, Placement
 from ep_plugin.linear.modules import FixedNormalization, Scale, SharedDropout
 
 ints = st.integers
@@ -111,6 +116,42 @@ def elementwise(make, *settings):
     return st.builds(lambda *a: (make(*a[:-1], inplace=a[-1]), [3, 4]), *settings, st.booleans())
 
 
+def placed(part, dim, *shapes):
+    """A part of a concatenation that has been measured."""
+    concatenation = Concatenation("the concatenation", dim, len(shapes))
+    concatenation.measured(shapes)
+    return Placement(concatenation, part)
+
+
+@st.composite
+def placement(draw):
+    shape, parts = list(sizes(draw, draw(ints(1, 3)), 1, 4)), draw(ints(1, 3))
+    axis = draw(ints(0, len(shape) - 1))
+    shapes = [(*shape[:axis], draw(ints(1, 4)), *shape[axis + 1 :]) for _ in range(parts)]
+    part = draw(ints(0, parts - 1))
+    dim = draw(st.sampled_from([axis + 1, axis - len(shape)]))
+    return placed(part, dim, *shapes), list(shapes[part])
+
+
+FUNCTIONS = [
+    (torch.flip, (Slot(0), (1,)), {}),
+    (Tensor.narrow, (Slot(0), 1, 1, 2), {}),
+    (Tensor.transpose, (Slot(0),), {"dim0": 1, "dim1": -1}),
+    (torch.mean, (Slot(0), -1), {"keepdim": True}),
+    (torch.matmul, (Slot(0), Slot(1)), {}),
+    (torch.sub, (Slot(1), Slot(0)), {}),
+]
+
+
+def function(called):
+    """A function of a tensor [3, 4], and of a parameter."""
+    slots = [Input(), constant("weight", Held(nn.Parameter(torch.linspace(-1, 1, 16).view(4, 4)[-3:].mT[:, :3])))]
+    if called[0] is torch.sub:
+        slots[1] = constant("weight", Held(nn.Parameter(torch.linspace(-1, 1, 4))))
+    signal = Joined("f", Function(*called), tuple(slots[: 1 + (Slot(1) in called[1])]))
+    return as_linear(signal, "a function")[0]
+
+
 RECURRENT = (
     lambda: snn.RLeaky(0.5, V=0.3, all_to_all=False),
     lambda: snn.RSynaptic(0.5, 0.5, V=0.3, all_to_all=False),
@@ -149,6 +190,8 @@ CASES = {
     Scale: one(lambda: Scale(2.5), 4),
     FixedNormalization: normalization(),
     SharedDropout: one(lambda: SharedDropout(nn.Dropout()).eval(), 4),
+    Placement: placement(),
+    LinearFunction: st.builds(lambda called: (function(called), [3, 4]), st.sampled_from(FUNCTIONS)),
     LinearPart: one(lambda: LinearPart(nn.Linear(4, 3)), 4),
     **{type(make().recurrent): one(lambda make=make: make().recurrent, 4) for make in RECURRENT},
 }

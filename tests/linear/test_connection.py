@@ -5,7 +5,7 @@ Adjoints: |<Ku, v> - <u, K'v>| <= 1e-12 (|Ku||v| + |u||K'v|).
 
 import pytest
 import torch
-from cases import CASES, ints, of_dimension, trained_norm
+from cases import CASES, ints, of_dimension, placed, trained_norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -194,6 +194,22 @@ COMPOSITIONS = {
                       nn.Linear(24, 4)),
         [2, 6],
     ),
+    "a part before a convolution": lambda: (
+        nn.Sequential(placed(1, 1, (2, 6, 7), (3, 6, 7), (1, 6, 7)), nn.Conv2d(6, 4, 3),
+                      FixedNormalization(trained_norm(2, 4)), nn.AvgPool2d(2)),
+        [3, 6, 7],
+    ),
+    "a part before a strided convolution": lambda: (
+        nn.Sequential(placed(0, -2, (2, 6), (3, 6)), nn.Conv1d(5, 4, 3, stride=2, bias=False)), [2, 6]
+    ),
+    "a part before a grouped convolution": lambda: (
+        nn.Sequential(placed(0, 1, (2, 6), (2, 6)), nn.Conv1d(4, 4, 3, groups=2)), [2, 6]
+    ),
+    "a part before a linear module": lambda: (nn.Sequential(placed(1, 1, (2,), (3,)), nn.Linear(5, 4)), [3]),
+    "a part before a linear module on another axis": lambda: (
+        nn.Sequential(placed(1, 1, (2, 5), (3, 5)), nn.Linear(5, 4)), [3, 5]
+    ),
+    "the whole before a linear module": lambda: (nn.Sequential(placed(0, 1, (3,)), nn.Linear(3, 4)), [3]),
     "no tensor before the pool": lambda: (nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(2, 3, 2)), [2, 8]),
 }  # fmt: skip
 
@@ -206,6 +222,15 @@ def test_compositions(make):
 
 def _hooked(module):
     return nn.utils.weight_norm(module)
+
+
+@pytest.mark.parametrize("case", ["a part before a convolution", "a part before a linear module"])
+def test_a_part_meets_its_slice_of_the_weight_alone(case):
+    """Not the whole weight and zeros."""
+    module, shape = COMPOSITIONS[case]()
+    bound = bound_to(Connection(module, 0, 1), torch.rand(1, *shape), torch.float32)
+    assert len(bound.parts) == 1
+    assert bound.parts[0].tensors[0].shape[1] == 3
 
 
 def test_winners_stay_those_of_their_point():
