@@ -21,6 +21,9 @@ What it means:
   a lambda; the snnTorch neurons of a `BPTTLightningModule` do not: use "ddp".
 - `precision="bf16-mixed"` computes the products in bfloat16. With "16-mixed" the gradient scaler skips
   the steps that overflow, with a warning from the first.
+- `precision="bf16-true"` keeps the parameters in bfloat16: stem and readout compute in it, and what lies
+  between in float32, by weights that are rounded. "16-true" needs an optimizer whose numbers float16 can
+  hold: SGD, or Adam with an eps of 1e-4, which is the default one's then.
 
 Tried on two CPUs (gloo) only. Strategies that shard the parameters, such as FSDP, were not tried.
 """

@@ -1,15 +1,17 @@
 """Losses by name, or as callables; those of `snntorch.functional` are in `ep_plugin.lightning.spike_losses`."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
+from snntorch.functional.loss import LossFunctions
 from torch import Tensor, nn
 
 from ep_plugin.validation import chosen
 
-Loss = nn.Module | Callable[[Any, Any], Tensor]
+# snnTorch's losses are callables like any other; the command line makes them of a configuration by their base class.
+Loss: TypeAlias = nn.Module | LossFunctions | Callable[[Any, Any], Tensor]
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:

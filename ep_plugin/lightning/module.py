@@ -121,7 +121,9 @@ class _Task(L.LightningModule):
         return self(inputs(batch))
 
     def configure_optimizers(self) -> Any:
-        optimizer: Any = torch.optim.Adam(self.parameters(), self.lr)
+        # Adam's own eps is zero in float16 (`precision="16-true"`), and so are the squares of most gradients.
+        half = any(p.dtype == torch.float16 for p in self.parameters())
+        optimizer: Any = torch.optim.Adam(self.parameters(), self.lr, eps=1e-4 if half else 1e-8)
         if self.optimizer is not None:
             optimizer = self.optimizer(self.parameters())
         if self.schedule == "constant":

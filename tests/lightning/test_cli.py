@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import snntorch.functional as SF
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import ep_plugin as ep
@@ -134,6 +136,22 @@ def test_an_encoder_of_ones_own_settings():
     )
     assert isinstance(made.model, ep.EPLightningModule)
     assert made.model.model.encoder == ep.PredictiveSigmaDelta(0.9, 0.7)
+
+
+def loss_of(loss):
+    arguments = [*DIGITS, "--model.init_args.loss", json.dumps(loss), "--trainer.accelerator=cpu"]
+    return from_arguments(arguments, run=False).model.loss
+
+
+def test_losses_of_configurations(capsys):
+    assert isinstance(loss_of({"class_path": "torch.nn.CrossEntropyLoss"}), nn.CrossEntropyLoss)
+    rates = {"correct_rate": 0.8, "incorrect_rate": 0.2}
+    found = loss_of({"class_path": "snntorch.functional.mse_count_loss", "init_args": rates})
+    output, y = torch.rand(4, 10), torch.randint(10, (4,))
+    assert torch.equal(found(output, y), SF.mse_count_loss(0.8, 0.2)(output.expand(100, 4, 10), y))
+    with pytest.raises(SystemExit):
+        loss_of({"class_path": "snntorch.functional.ce_rate_loss", "init_args": {"population_code": True}})
+    assert "ep-plugin: the loss ce_rate_loss(population_code=True) does not sum" in capsys.readouterr().err
 
 
 def test_the_example_for_mnist():
