@@ -24,7 +24,7 @@ def accuracy(output: Any, target: Any, ignored: int = -100) -> tuple[Tensor, int
     classes = output.shape[1]
     share = multiclass_accuracy(output, target, classes, average="micro", ignore_index=ignored, validate_args=False)
     counted = target.numel() if target.dim() == 1 else int((target != ignored).sum())
-    return (share, counted) if counted else None
+    return share, counted
 
 
 def ignored_by(loss: Loss) -> int:
@@ -32,15 +32,16 @@ def ignored_by(loss: Loss) -> int:
     return getattr(loss, "ignore_index", -100)
 
 
-def summed(output: Tensor, classes: int) -> Tensor:
+def summed(output: Any, classes: int) -> Tensor:
     """Each class's sum over its population of outputs: `[B, classes]` from `[B, classes * size]`, as snnTorch's.
 
     Raises:
         ValueError: the outputs are no whole number a class.
     """
-    if output.dim() != 2 or output.shape[1] % classes:
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] % classes:
+        what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"the type {type(output).__name__}"
         raise ValueError(
-            f"an output of shape {list(output.shape)} has no populations of {classes} classes; expected [batch, n], "
+            f"an output of {what} has no populations of {classes} classes; expected [batch, n], "
             f"with n a multiple of {classes}"
         )
     return output.unflatten(1, (classes, -1)).sum(-1)

@@ -14,8 +14,14 @@ from ep_plugin.validation import chosen
 Loss: TypeAlias = nn.Module | LossFunctions | Callable[[Any, Any], Tensor]
 
 
-def _mse(output: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(output: Any, target: Any) -> Tensor:
+    _require_one("cross_entropy", output, target)
+    return F.cross_entropy(output, target)
+
+
+def _mse(output: Any, target: Any) -> Tensor:
     """Against targets of the output's shape, or against classes `[B, ...]` as one-hot ones of `[B, classes, ...]`."""
+    _require_one("mse", output, target)
     if output.shape == (*target.shape, 1):
         target = target.unsqueeze(-1)
     elif are_classes(target, output):
@@ -29,8 +35,17 @@ def _mse(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(output, target.to(output.dtype))
 
 
+def _require_one(name: str, output: Any, target: Any) -> None:
+    for what, found in (("an output", output), ("a target", target)):
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f'the loss "{name}" was given {what} of the type {type(found).__name__}; expected a tensor. For '
+                "several outputs or targets use a callable: loss=lambda outputs, targets: ..."
+            )
+
+
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": _mse}
+LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "mse": _mse}
 
 
 def are_classes(target: Any, output: Any) -> bool:
@@ -54,4 +69,4 @@ def as_loss(loss: str | Loss) -> Loss:
 
 def named(loss: Loss) -> str:
     """What a loss is called in messages."""
-    return getattr(loss, "__name__", None) or type(loss).__name__
+    return (getattr(loss, "__name__", None) or type(loss).__name__).lstrip("_")

@@ -1,6 +1,7 @@
 """Targets of any kind: the loss is as it was given, and accuracy is there where it is one."""
 
 import json
+import math
 import re
 import warnings
 
@@ -95,9 +96,11 @@ def test_mse_of_classes_is_that_of_one_hot_targets_and_other_shapes_are_refused(
 def test_targets_that_the_loss_leaves_out_do_not_count(tmp_path):
     y = PIXELS.clone()
     y[:, :3] = 255
+    y[:7] = 255  # all of a batch
     task = ep.EPLightningModule(ep.convert(pixelwise(3)), nn.CrossEntropyLoss(ignore_index=255))
     (logged,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
-    right = task.model.eval()(X).argmax(1)[:, 3:] == y[:, 3:]
+    assert math.isnan(logged["val/loss"])  # PyTorch's mean over nothing
+    right = (task.model.eval()(X).argmax(1) == y)[y != 255]
     assert logged["val/accuracy"] == pytest.approx(right.float().mean().item())
 
 
@@ -228,3 +231,22 @@ def test_a_class_is_no_loss(kind):
     with pytest.raises(TypeError, match=rf"loss is the class {kind.__name__}; expected an instance of it: .*\(\)"):
         ep.EPLightningModule(ep.convert(dense(10)), kind)
     ep.EPLightningModule(ep.convert(dense(10)), kind())
+
+
+def test_several_outputs_take_a_loss_of_several(tmp_path):
+    layers, between = [ep.Layer(), ep.Layer()], [ep.Connection(nn.Linear(16, 10), 0, 1)]
+    model = ep.ConvergentNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), layers, between, read=(0, 1))
+    for name in ("mse", "cross_entropy"):
+        with pytest.raises(ValueError, match=rf'"{name}" was given an output of the type tuple.*loss=lambda outputs'):
+            trainer(tmp_path).fit(ep.EPLightningModule(model, name), batches(CLASSES))
+    with pytest.raises(ValueError, match="an output of the type tuple has no populations of 5 classes"):
+        trainer(tmp_path).fit(ep.EPLightningModule(model, population=5), batches(CLASSES))
+
+    def both(outputs, y):
+        return F.cross_entropy(outputs[1], y) + 0.1 * outputs[0].mean()
+
+    (logged,) = trainer(tmp_path).validate(ep.EPLightningModule(model, both), batches(CLASSES), verbose=False)
+    assert logged["val/loss"] == pytest.approx(both(model(X), CLASSES).item(), rel=1e-4)
+    assert "val/accuracy" not in logged
+    first, *_ = trainer(tmp_path).predict(ep.EPLightningModule(model), batches(CLASSES))
+    assert [output.shape for output in first] == [(7, 16), (7, 10)]
