@@ -203,6 +203,11 @@ def check(
         given = load_net(net)
         model = given if isinstance(given, ConvergentNetwork) else _converted(given, console)
         model.eval()
+        if model.time_varying and sizes is None:
+            raise ValueError(
+                "the input changes over time, in a number of steps that the net does not tell; give its shape without "
+                "the batch, with the steps where it has them: --shape 10,28,28"
+            )
         x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
         found = diagnose(model, x, y, original=None if model is given else given)
     except (ValueError, TypeError, FloatingPointError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ep_plugin.analysis.influence import batch_axis
 from ep_plugin.network import ConvergentNetwork
 
 
@@ -44,11 +45,15 @@ def load_net(path: str) -> nn.Module:
 def random_batch(model: ConvergentNetwork, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor]:
     """Inputs in [0, 1], `[B, *shape]`, and classes `[B]`, from PyTorch's global generator.
 
+    Where steps of time come first in the input, they do in the shape, and the batch is second.
+
     Raises:
         ValueError: the network's output is not `[B, classes]`.
     """
     like = next(model.parameters())
     x = torch.rand(batch_size, *shape, dtype=like.dtype, device=like.device)
+    if batch_axis(model, x.dim()) == 1:
+        x = x.transpose(0, 1)
     with torch.no_grad():
         output = model(x)
     if not isinstance(output, Tensor) or output.dim() != 2:

@@ -109,7 +109,7 @@ def diagnose(
     """How the network settles, how its gradient compares with BPTT's through settled states, what fires.
 
     And what it is silent about: inputs without influence, parameters that are not trained, random numbers in
-    evaluation mode.
+    evaluation mode. Where the input changes over time, that is looked at over all frames, and the rest at their mean.
 
     Args:
         model: in evaluation mode, so that nothing in it is random but its spikes.
@@ -119,9 +119,13 @@ def diagnose(
         original: what the network was converted from: its names are told, and what it has and the network lacks.
 
     Raises:
-        ValueError: as `ConvergentNetwork.forward`, or the input changes over time.
+        ValueError: as `ConvergentNetwork.forward`.
         TypeError: as `ConvergentNetwork.forward`.
     """
+    silent = list(_about_what_is_silent(model, x, y, loss, original))
+    if model.time_varying:
+        x = x.mean(getattr(model, "time_axis", 0))
+        model = model.variant(time_varying=False)
     reference, graded = settled(model, BackpropThroughTime()), model.variant(encoder="graded")
     found = Diagnosis(
         settling=_settling(model, graded, x),
@@ -130,7 +134,6 @@ def diagnose(
         activity=activity(model, x),
         advice=[],
     )
-    silent = _about_what_is_silent(model, x, y, loss, original)
     advice = [*silent, *_about_settling(model, x, found), *_about_gradients(model, found), *_about_activity(found)]
     return replace(found, advice=advice)
 
@@ -168,7 +171,7 @@ def _about_what_is_silent(
     if parts := without_influence(model, x, original):
         yield (
             f"The output does not depend on all of the input, of shape {list(x.shape)}: {', and '.join(parts)} "
-            "have no influence. If that axis is time, use ep.convert(net, time_varying=True) and inputs [T, B, ...]; "
+            "have no influence. If that axis is time, use ep.convert(net, time_varying=True), which takes all steps; "
             "if it is meant, leave that part out of the input"
         )
     if original is not None and (names := left_out(model, original)):

@@ -27,7 +27,7 @@ def without_influence(model: ConvergentNetwork, x: Tensor, original: nn.Module |
         Slices along an axis of the input, "9 of the 10 slices along axis 1 (1 to 9)"; none if all of it counts.
     """
     graded = model.variant(encoder="graded", estimator=BackpropThroughTime())
-    batch = 1 if model.time_varying else 0
+    batch = batch_axis(model, x.dim())
     dead = ~_reached(graded, x, batch)
     if not bool(dead.any()):
         return []
@@ -37,6 +37,11 @@ def without_influence(model: ConvergentNetwork, x: Tensor, original: nn.Module |
     if bool(dead.any()) and original is not None:
         dead &= _reached_in(original, x, batch)
     return list(_described(dead, batch))
+
+
+def batch_axis(model: ConvergentNetwork, axes: int) -> int:
+    """Of an input with so many axes: steps of time may come first."""
+    return 1 if model.time_varying and getattr(model, "time_axis", 0) % axes == 0 else 0
 
 
 def _reached(net: nn.Module, x: Tensor, batch: int) -> Tensor:

@@ -46,6 +46,11 @@ class Corner(nn.Module):
         return (x * mask).flatten(1)
 
 
+class Half(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :10], torch.zeros_like(x[:, 10:])], 1)
+
+
 class Noise(nn.Module):
     def forward(self, x):
         return x + 0.1 * torch.rand_like(x)
@@ -178,8 +183,20 @@ def test_draws_that_are_not_pytorch_s_are_found_too():
     assert random_modules(ep.convert(net).eval(), torch.rand(4, 20), net) == ["0"]
 
 
+def test_an_input_that_changes_over_time_is_diagnosed_at_the_mean_of_its_frames():
+    net = net_of()
+    model = ep.convert(net, time_varying=True).eval()
+    x, y = torch.rand(7, 16, 20), torch.randint(4, (16,))
+    found = diagnose(model, x, y, original=net)
+    assert found.advice == []
+    alone = diagnose(model.variant(time_varying=False), x.mean(0), y)
+    assert (found.settling, found.agreement, found.activity) == (alone.settling, alone.agreement, alone.activity)
+    unread = ep.ConvergentNetwork(nn.Sequential(Half(), net[0]), [ep.Layer()], [], net[2], time_varying=True).eval()
+    assert without_influence(unread, x) == ["10 of the 20 slices along axis 2 (10 to 19)"]
+
+
 SOURCE = """
-import snntorch as snn, torch
+import snntorch as snn, torch, ep_plugin as ep
 from torch import nn
 
 class Noise(nn.Module):
@@ -193,11 +210,30 @@ class Select(nn.Module):
 def noisy():
     return nn.Sequential(Noise(), nn.Linear(20, 30), snn.Leaky(beta=0.5), nn.Linear(30, 4))
 
+def over_time():
+    net = nn.Sequential(nn.Linear(20, 30), snn.Leaky(beta=0.5), nn.Linear(30, 4))
+    return ep.convert(ep.initialize_(net), time_varying=True)
+
 def unused():
     net = nn.Sequential(nn.Linear(20, 30), snn.Leaky(beta=0.5), nn.Linear(30, 4))
     net[0].register_parameter("gain", nn.Parameter(torch.ones(3)))
     return net
 """
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """Exit code and output, on one line, of the command for a net of the source."""
+    (tmp_path / "silent_nets_of_a_user.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(net, *options):
+        done = CliRunner().invoke(app, ["check", f"silent_nets_of_a_user:{net}", *options])
+        return done.exit_code, " ".join(done.output.split())
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -207,11 +243,16 @@ def unused():
         ("unused", "The gradient is exactly zero, or none, in 0.gain,"),
     ],
 )
-def test_the_command_says_so_and_exits_with_1(net, words, tmp_path, monkeypatch):
-    (tmp_path / "silent_nets_of_a_user.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "120")
-    done = CliRunner().invoke(app, ["check", f"silent_nets_of_a_user:{net}", "--shape", "20"])
-    assert done.exit_code == 1, done.output
-    assert words in " ".join(done.output.split())
+def test_the_command_says_so_and_exits_with_1(net, words, check):
+    code, said = check(net, "--shape", "20")
+    assert code == 1, said
+    assert words in said
+
+
+def test_the_command_shows_frames(check):
+    code, said = check("over_time", "--shape", "7,20")
+    assert code == 0, said
+    assert "Nothing to mend" in said
+    code, said = check("over_time")
+    assert code == 2
+    assert "the input changes over time, in a number of steps that the net does not tell; give its shape" in said
