@@ -28,23 +28,11 @@ from ep_plugin.network_checks import (
     steps_a_frame,
 )
 from ep_plugin.profiling import section
-from ep_plugin.settings import Settings
+from ep_plugin.settings import Settings, setting
 from ep_plugin.tensors import in_the_type_of, outside_autocast
 from ep_plugin.validation import require_finite
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def _setting(name: str) -> Any:
-    """An attribute that is one of the network's settings, checked when it is set."""
-
-    def get(self: "ConvergentNetwork") -> Any:
-        return getattr(self.settings, name)
-
-    def put(self: "ConvergentNetwork", value: Any) -> None:
-        self._configure(replace(self.settings, **{name: value}))
-
-    return property(get, put)
 
 
 class ConvergentNetwork(nn.Module):
@@ -78,12 +66,13 @@ class ConvergentNetwork(nn.Module):
             these frames' mean drive: good for rate codes, whose mean is the message, and not for codes of
             single spikes' times, unless pixels stay on after their spike:
             `spikegen.latency(..., clip=True).cumsum(0)`.
+        time_axis: of the frames in a time-varying input: 1 for `[B, T, ...]`, -1 for `[B, ..., T]`.
         driven: the layers that the stem drives.
         read: the layers that the readout sees; by default the last one.
 
     Attributes:
-        settings: encoder, observe, feedback, relaxation, estimator and time_varying in one object. Each of
-            them can also be set at any time as an attribute of the network.
+        settings: encoder, observe, feedback, relaxation, estimator, time_varying and time_axis in one object.
+            Each of them can also be set at any time as an attribute of the network.
         event_weights: of fixed events; None for other encoders.
 
     Raises:
@@ -98,12 +87,13 @@ class ConvergentNetwork(nn.Module):
         torch.Size([5, 10])
     """
 
-    encoder: Encoder = _setting("encoder")
-    observe: Observed = _setting("observe")
-    feedback: float | tuple[float, ...] = _setting("feedback")
-    relaxation: Relaxation = _setting("relaxation")
-    estimator: GradientEstimator = _setting("estimator")
-    time_varying: bool = _setting("time_varying")
+    encoder: Encoder = setting("encoder")
+    observe: Observed = setting("observe")
+    feedback: float | tuple[float, ...] = setting("feedback")
+    relaxation: Relaxation = setting("relaxation")
+    estimator: GradientEstimator = setting("estimator")
+    time_varying: bool = setting("time_varying")
+    time_axis: int = setting("time_axis")
 
     def __init__(
         self,
@@ -118,6 +108,7 @@ class ConvergentNetwork(nn.Module):
         relaxation: Relaxation | None = None,
         estimator: GradientEstimator | None = None,
         time_varying: bool = False,
+        time_axis: int = 0,
         driven: Sequence[int] = (0,),
         read: Sequence[int] | None = None,
     ) -> None:
@@ -140,6 +131,7 @@ class ConvergentNetwork(nn.Module):
                 relaxation=Relaxation() if relaxation is None else relaxation,
                 estimator=EquilibriumPropagation() if estimator is None else estimator,
                 time_varying=time_varying,
+                time_axis=time_axis,
             )
         )
 
@@ -148,7 +140,7 @@ class ConvergentNetwork(nn.Module):
 
         Args:
             changes: any of the constructor's `encoder`, `observe`, `feedback`, `relaxation`, `estimator`,
-                `time_varying`.
+                `time_varying`, `time_axis`.
 
         Returns:
             A network in the same mode (training or evaluation).
@@ -194,7 +186,7 @@ class ConvergentNetwork(nn.Module):
         """The readout of the equilibrium that `x` leads to.
 
         Args:
-            x: `[B, ...]`, or `[T, B, ...]` if `time_varying`.
+            x: `[B, ...]`, or `[T, B, ...]` if `time_varying` (T along `time_axis`).
             return_equilibrium: also return the equilibrium that it was read from (without a graph).
 
         Returns:
@@ -302,7 +294,8 @@ class ConvergentNetwork(nn.Module):
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
-        check_input(x, self.stem, self.time_varying)
+        check_input(x, self.stem, self.time_axis if self.time_varying else None)
+        x = x.movedim(self.time_axis, 0) if self.time_varying else x
         try:
             with section("stem"):
                 made = evaluate(self.stem, x.flatten(0, 1) if self.time_varying else x)

@@ -129,33 +129,48 @@ def steps_a_frame(relaxation: Relaxation, wanted: int, frames: int) -> int:
     return relaxation.steps // frames
 
 
-def check_input(x: Tensor, stem: nn.Module, time_varying: bool) -> None:
+def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
     """Refuses what cannot be an input of a network with this stem.
+
+    Args:
+        x: the input.
+        stem: of the network.
+        time_axis: of the frames; None for an input that is constant.
 
     Raises:
         ValueError: a wrong shape, an empty batch, or numbers that are not finite.
         TypeError: no tensor of floating point numbers.
     """
-    leading = ["time", "batch"] if time_varying else ["batch"]
     if not isinstance(x, Tensor):
-        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{', '.join(leading)}, ...]")
+        raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{_words(['...'], time_axis)}]")
     if not x.is_floating_point():
         raise TypeError(
             f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
         )
-    expected = expected_input(stem)
-    shape = list(x.shape)
-    sample = shape[len(leading) :]
+    expected, shape = expected_input(stem), list(x.shape)
+    if time_axis is not None and not -x.dim() <= time_axis < x.dim():
+        raise ValueError(f"the input has the shape {shape}, with no axis {time_axis}, which the frames lie along")
+    leading = [] if time_axis is None else [shape[time_axis]]
+    constant = [n for i, n in enumerate(shape) if time_axis is None or i != time_axis % len(shape)]
+    sample = constant[1:]
     if expected is None:
         if not sample:
-            raise ValueError(f"the input has the shape {shape}; expected [{', '.join(leading)}, ...]")
+            raise ValueError(f"the input has the shape {shape}; expected [{_words(['...'], time_axis)}]")
     elif len(expected) != len(sample) or any(e != n for e, n in zip(expected, sample, strict=True) if e is not None):
-        words = ", ".join([*leading, *("size" if e is None else str(e) for e in expected)])
+        words = _words(["size" if e is None else str(e) for e in expected], time_axis)
         raise ValueError(f"the input has the shape {shape}; expected [{words}]")
-    if 0 in shape[: len(leading)]:
+    if 0 in (*leading, *constant[:1]):
         raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
     if not x.is_meta and not bool(x.isfinite().all()):
         raise ValueError("the input holds NaN or infinite values; expected finite numbers")
+
+
+def _words(sample: list[str], time_axis: int | None) -> str:
+    """An input's axes in words."""
+    words = ["batch", *sample]
+    if time_axis is not None:
+        words.insert(time_axis if time_axis >= 0 else len(words) + 1 + time_axis, "time")
+    return ", ".join(words)
 
 
 def require_finite_states(free: FreePhase) -> None:

@@ -1,7 +1,7 @@
 """How a convergent network infers and learns: everything but its modules."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ep_plugin.dynamics.encoders import as_encoder
@@ -25,6 +25,7 @@ class Settings:
     relaxation: Relaxation = field(default_factory=Relaxation)
     estimator: GradientEstimator = field(default_factory=EquilibriumPropagation)
     time_varying: bool = False
+    time_axis: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", as_encoder(self.encoder))
@@ -44,6 +45,8 @@ class Settings:
             )
         if not isinstance(self.time_varying, bool):
             raise TypeError(f"time_varying is {self.time_varying!r}; expected True or False")
+        if isinstance(self.time_axis, bool) or not isinstance(self.time_axis, int):
+            raise TypeError(f"time_axis is {self.time_axis!r}; expected a whole number")
 
     def between(self, steps: int) -> tuple[float, ...]:
         """The feedback of each step between levels, from the lowest.
@@ -62,7 +65,7 @@ class Settings:
         return self.feedback
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for checkpoints and records."""
+        """As plain data, for checkpoints and records: all that inference depends on, whatever the input's layout."""
         feedback = list(self.feedback) if isinstance(self.feedback, tuple) else self.feedback
         return {
             "encoder": repr(self.encoder),
@@ -72,3 +75,15 @@ class Settings:
             "estimator": repr(self.estimator),
             "time_varying": self.time_varying,
         }
+
+
+def setting(name: str) -> Any:
+    """An attribute of a network that is one of its settings, checked when it is set."""
+
+    def get(network: Any) -> Any:
+        return getattr(network.settings, name)
+
+    def put(network: Any, value: Any) -> None:
+        network._configure(replace(network.settings, **{name: value}))
+
+    return property(get, put)

@@ -6,9 +6,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ep_plugin.conversion import adapters, sequence, tracing
+from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
 from ep_plugin.conversion.adapters import LearnableLeak
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
@@ -39,6 +40,8 @@ def convert(
     max_pooling: Literal["keep", "average"] = "keep",
     learnable_leak: LearnableLeak = "refuse",
     time_varying: bool = False,
+    example_input: Tensor | None = None,
+    output: int | str | tuple[int | str, ...] | None = None,
 ) -> ConvergentNetwork:
     """A snnTorch or Norse model as a convergent network that shares its parameters.
 
@@ -50,8 +53,13 @@ def convert(
 
     A model with a forward of its own is traced: a loop over steps becomes the relaxation, membranes
     that are passed by hand fall away, sums of signals become skip connections (in the energy, so
-    they feed back too). Of several outputs it returns the first. A model that reads its input step by
-    step takes that of one step, `[B, ...]`, or all of them with `time_varying=True`.
+    they feed back too). A record over time is the same signal at every step, so what reduces, slices or
+    permutes it is that signal. A model that reads its input step by step (`x[t]`, `x[:, t]`,
+    `for x_t in x.unbind(1)`) takes that of one step, `[B, ...]`, or all of them with
+    `time_varying=True`, with the steps along the axis where the model has them.
+
+    Of several outputs it returns the first of those that depend on the most neurons; `output` chooses
+    another. The model itself stays as it is. What counts is what `net(x)` calls.
 
     Between neurons stand modules that are linear, or piecewise so (max pooling, ReLU, ReLU6, LeakyReLU,
     Hardtanh). Batch normalization is there the fixed affine map of its running statistics, with its
@@ -72,12 +80,15 @@ def convert(
         learnable_leak: "refuse", or "freeze" to leave learnable leaks as they are. The equilibrium does not
             depend on them.
         time_varying: the input changes over time, `[T, B, ...]`; see `ConvergentNetwork`.
+        example_input: an input of the model. Without one its sizes are unknown, and a forward that asks for
+            more of them than a loop over all steps does is refused.
+        output: which of several outputs: an index, a key, or a tuple of them as a path.
 
     Returns:
         The network, in the modes (training or evaluation) of the model's modules.
 
     Raises:
-        TypeError: `net` is not an `nn.Module`.
+        TypeError: `net` is not an `nn.Module`, or `example_input` not a tensor of floating point numbers.
         ValueError: something cannot be converted (with its name, the reason and the way out), the
             model has no neuron, or a neuron has no weights before it.
     """
@@ -85,12 +96,22 @@ def convert(
     chosen("learnable_leak", learnable_leak, LEARNABLE_LEAK)
     if not isinstance(net, nn.Module):
         raise TypeError(f"convert was given a {type(net).__name__}; expected an nn.Module, such as an nn.Sequential")
+    outputs.checked(output)
+    _check_example(example_input)
+    while (wrapped := trace.inside_wrapper(net)) is not None:
+        net = wrapped
+    if scripted := next((name for name, m in net.named_modules() if isinstance(m, torch.jit.ScriptModule)), None):
+        raise ValueError(f"module {scripted!r} {_SCRIPTED}")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ValueError(f"the model {_SCRIPTED}")
     found = [(name, m, a) for name, m in net.named_modules() if (a := adapters.find_adapter(m)) is not None]
     if not found:
         raise ValueError("the model has no neuron; expected at least one of snnTorch's or Norse's, such as snn.Leaky")
     for name, module, adapter in found:
         adapter.check(adapters.place_of(name, module), module)
-    plan = sequence.read(net) if sequence.is_sequence(net) else tracing.read(net)
+    plan = (
+        sequence.read(net) if sequence.is_sequence(net) and output is None else tracing.read(net, example_input, output)
+    )
     originals = {name: plan.neurons[name] for name in reachable_neurons(plan)}
     described = {
         name: adapters.adapter_for(module).described(adapters.place_of(name, module), module, learnable_leak)
@@ -111,18 +132,37 @@ def convert(
         relaxation=relaxation,
         estimator=estimator,
         time_varying=time_varying,
+        time_axis=parts.time_axis,
         driven=parts.driven,
         read=parts.read,
     )
     notes = [*parts.notes, *adapters.differences(originals)]
-    over_time = parts.stepwise or any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
-    if over_time and not time_varying:
-        notes.append("the input is that of one step, [batch, ...], with no time axis (unless time_varying=True)")
+    over_time = any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
+    if (over_time or plan.steps is not None) and not time_varying:
+        axis = f" (axis {parts.time_axis} of the model's)" if parts.time_axis else ""
+        notes.append(f"the input is that of one step, [batch, ...], with no time axis{axis} (unless time_varying=True)")
     if parts.readout is None:
         notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
     if notes:
         warnings.warn("converted: " + "; ".join(notes), ConversionWarning, stacklevel=2)
     return model
+
+
+_SCRIPTED = "is a ScriptModule, whose Python code is gone; convert the module that it was made of"
+
+
+def _check_example(example: Tensor | None) -> None:
+    """Refuses what cannot be an input."""
+    if example is None:
+        return
+    if not isinstance(example, Tensor):
+        raise TypeError(f"example_input is a {type(example).__name__}; expected a tensor")
+    if not example.is_floating_point():
+        raise TypeError(f"example_input has the type {example.dtype}; expected floating point (x.float())")
+    if example.dim() < 2 or example.numel() == 0:
+        raise ValueError(
+            f"example_input has the shape {list(example.shape)}; expected one or more samples, as the model takes them"
+        )
 
 
 def __getattr__(name: str) -> ModuleType:

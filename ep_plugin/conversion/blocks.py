@@ -34,7 +34,7 @@ class Blocks:
     driven: list[int]
     read: list[int]
     levels: list[int]
-    stepwise: bool
+    time_axis: int
     notes: list[str]
 
 
@@ -109,7 +109,7 @@ def blocks(plan: Plan, order: Sequence[str], neurons: dict[str, Neuron], max_poo
         driven=list(drives),
         read=read,
         levels=levels,
-        stepwise=given.at_a_step,
+        time_axis=given.axis or 0,
         notes=notes,
     )
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
+from ep_plugin.conversion.sizes import EXAMPLE, Size
+
 _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     F.avg_pool1d: nn.AvgPool1d,
     F.avg_pool2d: nn.AvgPool2d,
@@ -58,23 +60,109 @@ _PADDINGS = {
 
 RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape)
 
-UNCHANGED = ("contiguous", "to", "float", "clone", "cpu", "cuda", "requires_grad_")
+UNCHANGED = ("contiguous", "to", "float", "double", "clone", "cpu", "cuda", "type_as", "requires_grad_")
 """Methods that give the same values."""
 
+_POINTWISE_MODULES = (
+    *(
+        nn.Identity,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.Hardtanh,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.GELU,
+        nn.SiLU,
+        nn.ELU,
+        nn.CELU,
+    ),
+    *(nn.SELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Hardswish, nn.Dropout),
+)
+_POINTWISE_FUNCTIONS = frozenset(
+    [
+        "relu",
+        "sigmoid",
+        "tanh",
+        "abs",
+        "neg",
+        "exp",
+        "log",
+        "log1p",
+        "expm1",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "sin",
+        "cos",
+        "sign",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "pow",
+        "pow_",
+        "reciprocal",
+        "round",
+        "floor",
+        "ceil",
+        "erf",
+        "threshold",
+        "nan_to_num",
+        "gt",
+        "lt",
+        "ge",
+        "le",
+        "eq",
+        "ne",
+        "mul",
+        "add",
+        "sub",
+        "truediv",
+        "div",
+        "float_power",
+        "maximum",
+        "minimum",
+        "where",
+        "detach",
+        "logical_not",
+        "heaviside",
+        "relu_",
+        "sigmoid_",
+        "tanh_",
+        "abs_",
+        "neg_",
+        "exp_",
+        "sqrt_",
+        "clamp_",
+        "mul_",
+        "add_",
+        "sub_",
+        "div_",
+        "gelu",
+        "silu",
+        "elu",
+        "softplus",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+    ]
+)
 
-class Size(int):
-    """A size of the input, which tracing does not know: 1 to a loop, and nothing that can be reckoned with."""
 
-    def _unknown(self, other: Any) -> "Size":
-        return Size(1)
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether every entry of the output is made of the same entry of the input (or inputs), each in the same way."""
+    if isinstance(module, Function):
+        tensors = any(isinstance(a, Tensor) for a in (*module.args, *module.options.values()))
+        return getattr(module.function, "__name__", "") in _POINTWISE_FUNCTIONS and not tensors
+    return isinstance(module, _POINTWISE_MODULES) and not isinstance(module, AlwaysDropout)
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _unknown
 
-    def _refused(self, other: Any) -> Any:
-        raise TypeError("it compares or divides by a size of the input")
+class AlwaysDropout(nn.Dropout):
+    """Dropout that is called with `training=True`: it drops in evaluation too."""
 
-    __truediv__ = __rtruediv__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refused
-    __hash__ = int.__hash__
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, True)
 
 
 @dataclass(frozen=True)
@@ -123,8 +211,7 @@ def modules_of(
             return [_SAME_ARGUMENTS[function](*args, **options)]
         if function in _DROPOUTS:
             p = args[0] if args else options.get("p", 0.5)
-            training = args[1] if len(args) > 1 else options.get("training", True)
-            return [_DROPOUTS[function](p)] if training else [nn.Identity()]
+            return _dropped(_DROPOUTS[function], p, args[1] if len(args) > 1 else options.get("training", True))
         if function in (torch.clamp, Tensor.clamp):
             return [_clamped(*args, **options)]
         if function is F.pad:
@@ -135,6 +222,15 @@ def modules_of(
     return [Function(function, (*args[:place], Slot(0), *args[place:]), options)]
 
 
+def _dropped(kind: type[nn.Module], p: float, training: Any) -> list[nn.Module]:
+    """Dropout in the model's mode, if that is what `training` is."""
+    if isinstance(training, bool):
+        if kind is not nn.Dropout:
+            raise ValueError("it drops channels whatever the mode is; expected training=self.training")
+        return [AlwaysDropout(p)] if training else [nn.Identity()]
+    return [kind(p).train(int(training) != 0)]
+
+
 def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
     """`view` or `reshape`, whose first size is the batch's; a shape without it belongs to one sample."""
     shape = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list, torch.Size)) else args
@@ -142,7 +238,7 @@ def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
     if any(isinstance(n, Size) for n in rest):
         rest = [-1 if isinstance(n, Size) else n for n in rest]
         if rest.count(-1) > 1:
-            raise ValueError(f"{shape} depends on more than one size of the input; write them as numbers")
+            raise ValueError(f"{shape} depends on more than one size of the input; write them as numbers, or {EXAMPLE}")
     if len(rest) == 1:  # a size that is not the sample's shows when the next module does not fit
         return [nn.Flatten(1)]
     return [nn.Flatten(1), nn.Unflatten(1, tuple(rest))]
@@ -171,7 +267,7 @@ def as_sum(
         for number, other in (args, args[::-1]):
             if isinstance(number, (int, float)):
                 return [(other, float(number))]
-    if function in _QUOTIENTS and len(args) == 2 and isinstance(args[1], (int, float)):
+    if function in _QUOTIENTS and len(args) == 2 and isinstance(args[1], (int, float)) and not options:
         return [(args[0], 1 / args[1])]
     if function in (operator.neg, torch.neg, Tensor.neg):
         return [(args[0], -1.0)]

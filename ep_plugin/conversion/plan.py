@@ -5,19 +5,29 @@ signals times numbers. Two signals are equal where they say the same thing, what
 were read in.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
 
 @dataclass(frozen=True)
 class Input:
-    """The model's input, or what it is `at_a_step` if the model reads it step by step."""
+    """The model's input, or what it is at a step if the model reads it step by step.
 
-    at_a_step: bool = False
+    Attributes:
+        axis: of the steps in the model's input; None for the whole input.
+        step: which one; None for any, as all of them are read in turn.
+    """
+
+    axis: int | None = None
+    step: int | None = None
+
+    @property
+    def at_a_step(self) -> bool:
+        return self.axis is not None
 
 
 @dataclass(frozen=True)
@@ -72,23 +82,35 @@ Signal: TypeAlias = Input | Spikes | Applied | Joined | Combination
 
 @dataclass
 class Plan:
-    """The neurons in the order of their first call, each with what it receives; the output; remarks for the user."""
+    """What a model does in one step.
+
+    Attributes:
+        neurons: in the order of their first call.
+        received: what each of them receives.
+        output: what the converted model returns.
+        notes: remarks for the user.
+        path: where the output stands in what the model returns; () if that is it.
+        steps: of a model that reads its input step by step: how many it reads.
+    """
 
     neurons: dict[str, nn.Module]
     received: dict[str, Signal]
     output: Signal
     notes: list[str] = field(default_factory=list)
+    path: tuple[Any, ...] = ()
+    steps: int | None = None
 
 
-def combine(terms: list[tuple[Signal, float]]) -> Signal:
-    """The sum, with equal signals taken together."""
+def combine(terms: Sequence[tuple[Signal, float]]) -> Signal:
+    """The sum, with equal signals taken together and the last digits of their factors rounded."""
     total: dict[Signal, float] = {}
     for signal, factor in terms:
         for part, own in signal.terms if isinstance(signal, Combination) else ((signal, 1.0),):
             total[part] = total.get(part, 0.0) + own * factor
-    if len(total) == 1 and next(iter(total.values())) == 1:
-        return next(iter(total))
-    return Combination(tuple(total.items()))
+    rounded = {signal: float(f"{factor:.12g}") for signal, factor in total.items()}
+    if len(rounded) == 1 and next(iter(rounded.values())) == 1:
+        return next(iter(rounded))
+    return Combination(tuple(rounded.items()))
 
 
 def parts(signal: Signal) -> tuple[Signal, ...]:
@@ -130,13 +152,21 @@ def modules_in(*signals: Signal) -> list[nn.Module]:
     return list(dict.fromkeys(s.module for s in signals_in(signals) if isinstance(s, (Applied, Joined))))
 
 
+def substitute(signal: Signal, leaf: Callable[[Input | Spikes], Signal], prefix: str = "") -> Signal:
+    """The signal with its sources replaced, and the names of its modules prefixed."""
+    done: dict[Signal, Signal] = {}
+    for s in signals_in([signal]):
+        if isinstance(s, Applied):
+            done[s] = Applied(prefix + s.name, s.module, done[s.signal])
+        elif isinstance(s, Joined):
+            done[s] = Joined(prefix + s.name, s.module, tuple(done[part] for part in s.signals))
+        elif isinstance(s, Combination):
+            done[s] = combine([(done[part], factor) for part, factor in s.terms])
+        else:
+            done[s] = leaf(s)
+    return done[signal]
+
+
 def substitute_input(done: Signal, signal: Signal, prefix: str) -> Signal:
     """`done`, which says what becomes of an input, with `signal` as that input and the names prefixed."""
-    if isinstance(done, Applied):
-        return Applied(prefix + done.name, done.module, substitute_input(done.signal, signal, prefix))
-    if isinstance(done, Joined):
-        inside = tuple(substitute_input(part, signal, prefix) for part in done.signals)
-        return Joined(prefix + done.name, done.module, inside)
-    if isinstance(done, Combination):
-        return combine([(substitute_input(part, signal, prefix), factor) for part, factor in done.terms])
-    return signal
+    return substitute(done, lambda _: signal, prefix)

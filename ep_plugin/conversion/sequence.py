@@ -43,6 +43,8 @@ def _leaves(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
 
 def _is_container(module: nn.Module) -> bool:
     kind = type(module)
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return False
     if kind is nn.Sequential:
         return True
     return kind.__module__.startswith("norse.") and kind.__name__ in ("SequentialState", "Lift")

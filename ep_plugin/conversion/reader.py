@@ -1,0 +1,269 @@
+"""A traced forward as the plan of one step: every node of the trace becomes a value, one after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ep_plugin.conversion import frames as f
+from ep_plugin.conversion.adapters import adapter_for, find_adapter, place_of
+from ep_plugin.conversion.axes import REDUCTIONS
+from ep_plugin.conversion.calls import Calls, first_unknown
+from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
+from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
+from ep_plugin.conversion.records import Records
+from ep_plugin.conversion.selection import Selection
+from ep_plugin.conversion.shapes import axes_of
+from ep_plugin.conversion.sizes import EXAMPLE
+from ep_plugin.conversion.state import Made, flat
+from ep_plugin.conversion.trace import Path, Trace, trace
+from ep_plugin.conversion.values import SIGNALS, UNKNOWN, ZEROS, Record, Unknown, Value, any_step, whole_record
+from ep_plugin.conversion.watch import DRAWN, DRAWS, function_name, is_in_place
+from ep_plugin.conversion.writing import Writing
+
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+_ZEROS = frozenset(["zeros_like", "new_zeros"])
+_MADE = frozenset(["ones_like", "full_like", "empty_like", "new_ones", "new_full", "new_empty", "new_tensor"])
+_OPERATORS = frozenset(["add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod"])
+
+
+class Reader(Selection, Writing, Calls):
+    """Reads a trace.
+
+    Args:
+        net: what was traced.
+        traced: its trace.
+        made: modules made of functions, by what they do: the same function is the same module in every step.
+        given: what the first argument is.
+        prefix: of names.
+    """
+
+    def __init__(self, net: nn.Module, traced: Trace, made: Made, given: Value | None = None, prefix: str = "") -> None:
+        super().__init__(traced, made)
+        self.given, self.prefix = Input() if given is None else given, prefix
+        self.modules = dict(net.named_modules())
+        self.calls: dict[str, list[frozenset[tuple[int, int]]]] = {}
+        self.latest: dict[str, Signal] = {}  # what each neuron receives at the step that is read
+        self.found = Plan({}, {}, Input(), self.notes)
+        self.frames = f.Frames(self.axes, self.shaped, self._inside, self.one, self.modules_of)
+        self.records = Records(self.axes, self._of_record, self.notes, self.one)
+        self._nodes()
+
+    def _nodes(self) -> None:
+        first = next(node for node in self.trace.graph.nodes if node.op == "placeholder")
+        for node in self.trace.graph.nodes:
+            if node.op == "output":
+                return
+            if node.op == "placeholder":
+                value: Any = self.given if node is first else Unknown(f"the argument {node.target!r} of forward")
+            else:
+                value = getattr(self, f"_{node.op}")(node)
+                value = self.known.setdefault(value, value)
+            self.values[node] = value
+            if isinstance(value, SIGNALS) and (axes := axes_of(node)) is not None:
+                self.axes.setdefault(value, axes)
+
+    def outputs(self) -> list[tuple[Path, Value]]:
+        """What forward returns, each with its place in that."""
+        return [(path, self._value(node)) for path, node in self.trace.outputs]
+
+    def steps(self, size: Callable[[int], int | None]) -> int | None:
+        """Settles what each neuron reads of the input: the input at any step, or the whole input.
+
+        Args:
+            size: of an axis of the input, if it is known.
+
+        Returns:
+            How many steps are read; None if the input is read as a whole.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for name, calls in self.calls.items():
+            axis = next((axis for call in calls for axis, _ in call), None)
+            place = place_of(name, self.modules[name])
+            read = f.steps_read(place, calls, None if axis is None else size(axis))
+            signal = self.found.received[name]
+            if read is None:
+                for axis, step in sorted(calls[0]):
+                    self._note(f"of the input's axis {axis} it reads only place {step}")
+                self.found.received[name] = f.alone(signal)
+            else:
+                found[name] = read
+                self.found.received[name] = any_step(signal)
+        if len(set(found.values())) > 1:
+            words = ", ".join(f"{n} steps along axis {axis} ({name})" for name, (axis, n) in found.items())
+            raise ValueError(f"its neurons read the input's steps in different ways: {words}; {f.ALL_STEPS}")
+        return next((n for _, n in found.values()), None)
+
+    def signal(self, value: Any, user: str) -> Signal:
+        """A value as the signal that `user` receives."""
+        if isinstance(value, SIGNALS):
+            return value
+        if isinstance(value, Record):
+            value = Unknown("a record of all time steps")
+        if not isinstance(value, Unknown):
+            value = Unknown("several values at once")
+        if value.is_sentence:
+            raise ValueError(value.reason)
+        ending = "" if value.explained else ", which has no counterpart at an equilibrium"
+        raise ValueError(f"{user} depends on {value.reason}{ending}")
+
+    # Nodes of the trace
+
+    def _get_attr(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        if name in self.trace.drawn:
+            return Unknown(DRAWN, explained=True)
+        if name in self.filled:
+            return self.filled[name]
+        return (
+            ZEROS if self._is_zero(node) else Unknown(f"a tensor that forward makes or reads itself ({_short(name)})")
+        )
+
+    def _call_module(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        module, found = self.modules[name], find_adapter(self.modules[name])
+        received = self._value(next(iter((*node.args, *node.kwargs.values())), None))
+        if found is None:
+            value = self._leaf(node, self.prefix + name, module, received)
+            return self._in_place(node, value) if getattr(module, "inplace", False) else value
+        if (parts := found.integrator(module)) is not None:
+            return self._then(name, self._once(("integrator", name), lambda: parts), received)
+        return self._neuron(name, module, self.signal(received, place_of(name, module)))
+
+    def _leaf(self, node: fx.Node, name: str, module: nn.Module, received: Value) -> Value:
+        if node.meta.get("frozen") and any(p.requires_grad for p in module.parameters()):
+            self._note(f"{name} is called under torch.no_grad(), and is trained here all the same")
+        if len(node.args) == 1 and not node.kwargs:
+            return self._then(name, [module], received)
+        values = [self._value(a) for a in node.args]
+        signals = tuple(v for v in values if isinstance(v, SIGNALS))
+        if node.kwargs or len(signals) < len(values):
+            return first_unknown(values) or Unknown(
+                f"{place_of(name, module)}, which is called with an argument that is no signal; expected signals "
+                "alone, without keywords",
+                explained=True,
+            )
+        return Joined(name, module, signals)
+
+    def _neuron(self, name: str, module: nn.Module, signal: Signal) -> Value:
+        place, before = place_of(name, module), self.found.received.setdefault(name, signal)
+        if before != signal and not f.same_but_for_the_step(before, signal):
+            raise ValueError(_differs(place, before, signal))
+        if any(isinstance(s, Input) and s.axis is not None and s.step is None for s in sources(signal)):
+            raise ValueError(f"{place} depends on a record of the input's steps; {f.ALL_STEPS}")
+        self.calls.setdefault(name, []).append(f.frames(signal))
+        self.found.neurons[name] = module
+        self.latest[name] = signal
+        return Spikes(name) if adapter_for(module).outputs(module) == 0 else Unknown(f"all that {name!r} returns")
+
+    def _call_function(self, node: fx.Node) -> Any:
+        return self._called(node, node.target)
+
+    def _call_method(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        if name == "__setitem__":
+            return self._written(node.args[0], node.args[1], self._value(node.args[2]))
+        if name in UNCHANGED and not any(isinstance(a, torch.dtype) and not a.is_floating_point for a in node.args[1:]):
+            return self._value(node.args[0])
+        if name in ("values", "indices") or not hasattr(Tensor, name):
+            return Unknown(f"{name} of a value")
+        return self._called(node, getattr(Tensor, name))
+
+    def _called(self, node: fx.Node, function: Any) -> Any:
+        name = function_name(function)
+        if name in DRAWS or (name == "rrelu" and node.kwargs.get("training")):
+            return Unknown(DRAWN, explained=True)
+        value = self._computed(node, function, name)
+        if is_in_place(name) or node.kwargs.get("inplace") is True or (name[:1] == "i" and name[1:] in _OPERATORS):
+            return self._in_place(node, value)
+        return value
+
+    def _computed(self, node: fx.Node, function: Any, name: str) -> Any:
+        args, options = node.args, dict(node.kwargs)
+        if name in _ZEROS:
+            return ZEROS
+        if name in _MADE:
+            return UNKNOWN
+        if function is getattr:
+            return self._attribute(self._raw(args[0]), args[1])
+        if function in (*_CATS, torch.stack) and args and isinstance(args[0], (list, tuple)):
+            return self._stacked(function, args, options)
+        if args and isinstance(args[0], fx.Node):
+            part = self._of_neuron(args[0], args[1]) if name == "getitem" else None
+            part = self._part(name, args, options) if part is None else part
+            if part is not None:
+                return part
+            if isinstance(record := self._value(args[0]), Record) and name in REDUCTIONS:
+                done = self.records.reduced(name, record, args[1:], options)
+                if done is not None:
+                    return done
+        terms = as_sum(function, args, options)
+        if terms is not None and (total := self._sum(terms)) is not None:
+            return total
+        if function not in RESHAPES and any(isinstance(a, Size) for a in flat((*args, *options.values()))):
+            return Unknown(f"{name}() with a size of the input, which is not known; {EXAMPLE}", explained=True)
+        return self._function(node, function, args, options)
+
+    def _of_neuron(self, node: fx.Node, index: Any) -> Value | None:
+        """One of the values that a neuron returns; None if the node is none."""
+        name = str(node.target)
+        found = find_adapter(self.modules[name]) if node.op == "call_module" else None
+        if found is None or not (count := found.outputs(self.modules[name])):
+            return None
+        if found.integrator(self.modules[name]) is not None:
+            return self.values[node] if index == 0 else Unknown(f"the state of {name!r}")
+        if index == 0:
+            return Spikes(name)
+        return self._membrane(name) if index == count - 1 else Unknown(f"the synapse of {name!r}")
+
+    def _membrane(self, name: str) -> Value:
+        """The membrane that a neuron returns beside its spikes."""
+        module, place = self.modules[name], place_of(name, self.modules[name])
+        try:
+            steady = self._once(("membrane", name), lambda: [adapter_for(module).steady_membrane(place, module)])
+        except ValueError as error:
+            return Unknown(str(error), is_sentence=True)
+        return self._then(name, steady, self.latest[name])
+
+    def _inside(self, signal: Applied) -> Signal | None:
+        """What a module of the user's does to a signal."""
+        if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")):
+            return None
+        value = self._of_record(signal.name, signal.module, Input())
+        if not isinstance(value, SIGNALS):
+            return None
+        return substitute_input(value, signal.signal, "")
+
+    def _of_record(self, name: str, module: nn.Module, value: Any) -> Value:
+        """What a module of the user's makes of a record: what its own forward makes of it."""
+        try:
+            traced = trace(module, length=7)
+            outputs = Reader(module, traced, {}, value, f"{name}.").outputs()
+        except ValueError:
+            return whole_record(f"{name!r}")
+        if traced.sized or len(outputs) != 1 or outputs[0][0]:
+            return whole_record(f"{name!r}")
+        return outputs[0][1]
+
+
+def _differs(place: str, before: Signal, signal: Signal) -> str:
+    """Why a neuron cannot receive one thing at one step and another at another."""
+
+    def neurons(s: Signal) -> set[Any]:
+        return {source for source in sources(s) if isinstance(source, Spikes)}
+
+    if neurons(before) != neurons(signal):
+        return (
+            f"{place} receives something else the second time it is called: either it stands in two places of the "
+            "network, where it needs a neuron for each, or it receives what a neuron behind it did in the step before. "
+            "For such a loop put the network together from ep_plugin.Layer, Connection and ConvergentNetwork"
+        )
+    return (
+        f"{place} receives something that differs between steps: {f.difference(before, signal)}; expected the same in "
+        "every step but for the step of the input, since a relaxation has no count of steps"
+    )
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("net.")

@@ -1,0 +1,364 @@
+"""The trace of a forward by `torch.fx`: what `net(x)` calls, as a graph of its modules and functions.
+
+Neurons, and modules without neurons in them, are leaves. Loops are unrolled. Sizes are those of an example, or
+unknown ones that a loop may run through. Whatever else only a value can tell is refused here.
+"""
+
+import inspect
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ep_plugin.conversion.adapters import find_adapter
+from ep_plugin.conversion.restore import unchanged
+from ep_plugin.conversion.shapes import Shapes
+from ep_plugin.conversion.sizes import EXAMPLE, NotKnown, Shape, Size
+from ep_plugin.conversion.watch import DRAWN, Watch
+
+Path = tuple[Any, ...]
+"""Where an output stands in what forward returns: indices, keys, names of fields."""
+
+
+CHANGES_PARAMETERS = (
+    "forward changes the model's parameters in place, which the converted model would not do; change them after each "
+    "step of the optimizer instead"
+)
+
+
+class Mode(int):
+    """A module's `training` while it is traced: a number, so that functional dropout can be told that it follows it."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        Mode.asked = True
+        return int(self) != 0
+
+    def __repr__(self) -> str:
+        return f"Mode({int(self)})"
+
+
+@dataclass
+class Trace:
+    """A forward as a graph.
+
+    Attributes:
+        graph: its nodes.
+        root: where its constants are, by their names.
+        names: of the model's modules; the input first.
+        outputs: what forward returns, with its place in that.
+        drawn: names of constants that were drawn at random.
+        sized: whether it depends on an unknown size.
+        by_mode: whether it asks for the mode (training or evaluation).
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+    outputs: list[tuple[Path, fx.Node]]
+    drawn: set[str]
+    sized: bool
+    by_mode: bool
+
+
+def trace(net: nn.Module, example: Tensor | None = None, length: int = 0) -> Trace:
+    """What `net(x)` computes. The model is left as it was.
+
+    Args:
+        net: any module.
+        example: an input, whose sizes are used.
+        length: what unknown sizes are, without an example.
+
+    Raises:
+        ValueError: it cannot be traced, with the line and the reason.
+    """
+    modules = dict(net.named_modules())
+    root = _Root(net)
+    tracer = _Tracer(net, root, modules, example, length)
+    draws = random.getstate()
+    try:
+        with unchanged(net), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            for m in modules.values():
+                m.__dict__["training"] = Mode(m.training)
+            Mode.asked = False
+            try:
+                with _uncompiled(), tracer.watch:
+                    graph = tracer.trace(root)
+            finally:
+                tracer.watch.undo()
+        if random.getstate() != draws:
+            raise NotKnown(f"it depends on {DRAWN}")
+        if tracer.watch.changes(list(net.parameters())):
+            raise NotKnown(CHANGES_PARAMETERS)
+    except Exception as error:
+        raise ValueError(_untraceable(net, error)) from error
+    finally:
+        random.setstate(draws)
+    nodes = list(next(node for node in graph.nodes if node.op == "output").args[0])
+    drawn = {name for t, name in tracer.tensor_attrs.items() if id(t) in tracer.watch.drawn}
+    outputs = [(path, node) for (path, _), node in zip(root.returned, nodes, strict=True)]
+    return Trace(graph, root, outputs, drawn, tracer.sized, Mode.asked)
+
+
+def _untraceable(net: nn.Module, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if any("spikegen" in f.filename or "/torch/distributions/" in f.filename for f in frames):
+        error = NotKnown(f"it depends on {DRAWN}")
+    inner = ("/torch/", "/snntorch/", "/norse/", "/ep_plugin/", "<")
+    own = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in inner)]
+    place = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
+    message = f"the forward of {type(net).__name__} cannot be traced: {error}"
+    if isinstance(error, NotKnown):
+        return message + place
+    return (
+        f"{message}{place}. Expected neurons and modules called one after the other, in a loop over steps if you like; "
+        "what depends on the values of the input belongs outside, or into a module without neurons"
+    )
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled functions run as they are written."""
+    with ExitStack() as stack:
+        if hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+        yield
+
+
+class _Root(nn.Module):
+    """Calls the model as a user does, so that its hooks, partials and its own forward count."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.returned: list[tuple[Path, Any]] = []
+
+    def forward(self, args: list[Any], options: dict[str, Any]) -> list[Any]:
+        self.returned = list(_leaves(self.net(*args, **options)))
+        return [leaf for _, leaf in self.returned]
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Tensors in a structure, with their places."""
+    if isinstance(value, (fx.Proxy, Tensor)):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for name in value._fields:
+            yield from _leaves(getattr(value, name), (*path, name))
+    elif isinstance(value, (tuple, list)):
+        for i, inner in enumerate(value):
+            yield from _leaves(inner, (*path, i))
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from _leaves(getattr(value, f.name), (*path, f.name))
+
+
+class _Traced(fx.Proxy):
+    """A value in the trace. Without an example only what a loop over it needs is known of it."""
+
+    tracer: "_Tracer"
+    _is_param = _is_buffer = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # so that `isinstance(x, torch.Tensor)` is true
+        return Tensor
+
+    def _shape(self) -> Any:
+        return self.node.meta.get("shape")
+
+    @property
+    def shape(self) -> Any:
+        if isinstance(known := self._shape(), Tensor):
+            return known.shape
+        self.tracer.sized = True
+        return Shape(self.tracer.length)
+
+    def size(self, dim: int | None = None) -> Any:
+        if isinstance(known := self._shape(), Tensor):
+            return known.size() if dim is None else known.size(dim)
+        self.tracer.sized = True
+        return Shape(self.tracer.length) if dim is None else Size(self.tracer.length)
+
+    def dim(self) -> int:
+        if isinstance(known := self._shape(), Tensor):
+            return known.dim()
+        raise NotKnown(f"it asks for the number of axes of a value, which is not known; {EXAMPLE}")
+
+    def numel(self) -> int:
+        if isinstance(known := self._shape(), Tensor):
+            return known.numel()
+        raise NotKnown(f"it asks for the number of a value's entries, which is not known; {EXAMPLE}")
+
+    ndimension, nelement = dim, numel
+    ndim = property(lambda self: self.dim())
+
+    def __len__(self) -> int:
+        known = self._shape()
+        if known is not None:
+            return len(known)
+        self.tracer.sized = True
+        return self.tracer.length
+
+    def __bool__(self) -> bool:
+        raise NotKnown(
+            f"{self._named()} decides what it does, and a converted model does the same for every input; decide "
+            "outside, or in a module without neurons"
+        )
+
+    def _number(self) -> Any:
+        way_out = "reckon outside, or in a module without neurons"
+        if self._is_argument():
+            name = self.node.target
+            way_out = f"give it a default, or a value: net.forward = functools.partial(net.forward, {name}=...)"
+        raise NotKnown(f"{self._named()} is used as a number; {way_out}")
+
+    __int__ = __float__ = __index__ = _number
+
+    def _is_argument(self) -> bool:
+        return self.node.op == "placeholder" and self.node is not next(iter(self.node.graph.nodes))
+
+    def _named(self) -> str:
+        if self._is_argument():
+            return f"the argument {self.node.target!r} of forward, which has no value,"
+        return "a value that depends on the input"
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_method", "__setitem__", (self, index, value), {})
+
+    @property
+    def device(self) -> torch.device:
+        return self.tracer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return known.dtype if isinstance(known := self._shape(), Tensor) else torch.get_default_dtype()
+
+    is_cuda = property(lambda self: self.device.type == "cuda")
+    requires_grad = property(lambda self: False)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(
+        self, net: nn.Module, root: _Root, modules: dict[str, nn.Module], example: Tensor | None, length: int
+    ) -> None:
+        super().__init__()
+        self.net, self.example, self.length, self.sized = net, example, length, False
+        self.names = {module: name for name, module in modules.items()}
+        self.shapes = Shapes(root, modules) if example is not None else None
+        self.device = torch.device("cpu") if example is None else example.device
+        self.watch = Watch(lambda tensor: self.proxy(self.create_arg(tensor)))
+        self.kinds: dict[nn.Module, Any] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Traced(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise NotKnown(
+            "an attribute of a traced value decides what it does, and it is not known; decide outside, or in a module "
+            "without neurons"
+        )
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "call_module" and not torch.is_grad_enabled():
+            node.meta["frozen"] = True
+        if self.shapes is not None and kind not in ("placeholder", "output"):
+            node.meta["shape"] = self.shapes.of(node)
+        return node
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """The input, other arguments that have no default, and no others: those keep their defaults."""
+        args, options, first = [], {}, True
+        for name, parameter in _signature(self.net).items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD or (
+                not first and (parameter.default is not inspect.Parameter.empty)
+            ):
+                continue
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL and not first:
+                continue
+            made = self.create_proxy("placeholder", name, (), {})
+            if first and self.example is not None:
+                made.node.meta["shape"] = self.example.detach().to("meta")
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                options[name] = made
+            else:
+                args.append(made)
+            first = False
+        if first:
+            raise NotKnown("it takes no argument; expected the input as the first one")
+
+        def call(root: _Root) -> list[Any]:
+            return root.forward(args, options)
+
+        return call, [self.root]
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        if mod not in self.names:
+            raise NotKnown(
+                f"it calls a {type(mod).__name__} that is not among the model's modules; expected it to be an "
+                "attribute of one (lists of modules in an nn.ModuleList)"
+            )
+        return self.names[mod]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if m is self.net or type(m) is nn.Sequential:
+            return False
+        return self._adapter(m) is not None or not any(self._adapter(inner) for inner in m.modules())
+
+    def _adapter(self, m: nn.Module) -> Any:
+        if m not in self.kinds:
+            self.kinds[m] = find_adapter(m)
+        return self.kinds[m]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if (wrapped := inside_wrapper(m)) is not None:
+            return wrapped(*args, **kwargs)
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            return forward(*args, **kwargs)
+        found = self._adapter(m)
+        if found is None:
+            return self.create_proxy("call_module", name, args, kwargs)
+        if "forward" in vars(m):
+            raise NotKnown(f"the neuron {name!r} has a forward of its own, which the converted one has not; remove it")
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            made: Any = self.create_proxy("call_module", name, args, kwargs)
+            count = found.outputs(m)
+            return tuple(made[i] for i in range(count)) if count else made
+
+        if not (m._forward_hooks or m._forward_pre_hooks):
+            return called(*args, **kwargs)
+        m.__dict__["forward"] = called  # its hooks are called around it
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del m.__dict__["forward"]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
+
+
+def inside_wrapper(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper for several devices, or a compiled one, stands for."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return module.module
+    if type(module).__name__ == "OptimizedModule" and isinstance(inner := module._modules.get("_orig_mod"), nn.Module):
+        return inner
+    return None
+
+
+def _signature(net: nn.Module) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(net.forward).parameters)

@@ -1,0 +1,111 @@
+"""What a forward does to real tensors while it is traced: draws, and writes into tensors that it holds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+DRAWS = frozenset(
+    [
+        "rand",
+        "randn",
+        "randint",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "randperm",
+        "bernoulli",
+        "bernoulli_",
+        "normal",
+        "normal_",
+        "poisson",
+        "multinomial",
+        "uniform_",
+        "random_",
+        "exponential_",
+        "cauchy_",
+        "geometric_",
+        "log_normal_",
+        "gumbel_softmax",
+    ]
+)
+"""Functions and methods that draw anew each time."""
+
+DRAWN = (
+    "a random draw in forward, which a relaxation would see once and the original anew in every step; give the "
+    "network the probabilities themselves (its input is a rate), or draw outside and give all steps, with "
+    "time_varying=True, or put noise into a module without neurons before the first neuron"
+)
+
+
+def function_name(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def is_in_place(name: str) -> bool:
+    """Whether a function of this name changes its first argument."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_", "retain_grad_")
+
+
+class Watch(TorchFunctionMode):
+    """Watches every function of real tensors.
+
+    Args:
+        as_proxy: a tensor -> its proxy in the trace.
+
+    Attributes:
+        drawn: tensors that come from a random draw.
+        changed: tensors changed in place -> their values before.
+    """
+
+    def __init__(self, as_proxy: Callable[[Tensor], fx.Proxy]) -> None:
+        super().__init__()
+        self.as_proxy = as_proxy
+        self.drawn: dict[int, Tensor] = {}
+        self.filled: dict[int, Tensor] = {}  # real tensors that traced values were written into
+        self.changed: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, function_name(func)
+        if name in ("__get__", "size", "dim", "numel", "__len__", "is_floating_point", "stride"):
+            return func(*args, **kwargs)
+        if self.filled:
+            args, kwargs = tree_map(self._symbolic, (args, kwargs))
+        leaves = tree_leaves((args, kwargs))
+        real = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, fx.Proxy)]
+        traced = any(isinstance(t, fx.Proxy) for t in leaves)
+        first: Any = args[0] if args else None
+        if is_in_place(name) and any(first is t for t in real):
+            if traced:
+                self.filled[id(first)] = first
+            elif id(first) not in self.changed:
+                self.changed[id(first)] = (first, first.detach().clone())
+        # A method of tensors refuses a proxy as its first argument; the trace takes it.
+        result = fx.Proxy.__torch_function__(func, types, args, kwargs) if traced else func(*args, **kwargs)
+        if not traced and (name in DRAWS or any(id(t) in self.drawn for t in real)):
+            for t in tree_leaves(result):
+                if isinstance(t, Tensor):
+                    self.drawn[id(t)] = t
+        return result
+
+    def _symbolic(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(value, fx.Proxy) and id(value) in self.filled:
+            return self.as_proxy(value)
+        return value
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Gives tensors that were changed in place their values back."""
+        for tensor, before in self.changed.values():
+            tensor.copy_(before)
+
+    def changes(self, tensors: list[Tensor]) -> bool:
+        """Whether one of the tensors was changed in place."""
+        places = {t.untyped_storage().data_ptr() for t, _ in self.changed.values()}
+        places |= {t.untyped_storage().data_ptr() for t in self.filled.values()}
+        return any(t.numel() and t.untyped_storage().data_ptr() in places for t in tensors)
