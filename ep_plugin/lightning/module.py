@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ep_plugin.lightning import spike_losses
 from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
+from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, named
 from ep_plugin.lightning.zero_gradients import ZeroGradients
 from ep_plugin.network import ConvergentNetwork
@@ -48,6 +49,7 @@ class _Task(L.LightningModule):
                 f"population is {population}, and the loss sums populations of {self.population} classes; leave "
                 "population out, which is the loss's own"
             )
+        self._ignored_targets = IgnoredTargets(named(self.loss))
         self._sums = population is not None and self.population is None
         self.population = self.population or population
 
@@ -76,6 +78,8 @@ class _Task(L.LightningModule):
         x, y = pair(batch)
         seen, output, others = self.outcome(x)
         loss = self.loss_of(seen, y)
+        if stage == "train":
+            self._ignored_targets.look(self.loss_of, seen, y, loss.detach())
         # An input that changes over time has its time first, so the batch is counted in the output.
         found = [_Logged({"loss": loss.detach(), **others}, len(_tensors(output)[0]))]
         classified = summed(output, self.population) if self.population else output

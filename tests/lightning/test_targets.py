@@ -178,11 +178,11 @@ def rounded_loss(output, y):
     return (output * 0).mean() + F.mse_loss(output.round().detach(), y)
 
 
-def warned(task, tmp_path, y, epochs=3):
+def warned(task, tmp_path, y, epochs=3, words="gradient of exactly 0"):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         trainer(tmp_path, max_epochs=epochs).fit(task, batches(y))
-    return [str(w.message) for w in found if "gradient of exactly 0" in str(w.message)]
+    return [str(w.message) for w in found if words in str(w.message)]
 
 
 def test_a_loss_whose_gradient_is_zero_everywhere_is_named_once(tmp_path):
@@ -202,6 +202,39 @@ def test_neither_a_minimum_nor_a_readout_that_starts_at_zero_is_taken_for_such_a
     net = dense(1)
     nn.init.zeros_(net[-1].weight)  # it has a gradient itself, so that the second batch is no longer at zero
     assert warned(ep.EPLightningModule(ep.convert(net), F.mse_loss), tmp_path, y) == []
+
+
+def of_one_step(output, y):
+    return SF.mse_count_loss(0.8, 0.2)(output.unsqueeze(0), y)
+
+
+def bare(output, y):
+    return output.square().mean()
+
+
+@pytest.mark.parametrize("kind", [ep.EPLightningModule, ep.BPTTLightningModule])
+@pytest.mark.parametrize("loss", [of_one_step, bare])
+def test_a_loss_that_does_not_look_at_its_targets_is_named_once(loss, kind, tmp_path):
+    def task(loss):
+        net = dense(10)
+        return kind(ep.convert(net) if kind is ep.EPLightningModule else net, loss=loss)
+
+    def told(loss, y):
+        return warned(task(loss), tmp_path, y, words="does not depend on the targets")
+
+    (message,) = told(loss, CLASSES)
+    assert f"the loss {loss.__name__} does not depend on the targets: in the first 3 batches" in message
+    way_out = "loss=SF.mse_count_loss(0.8, 0.2)"
+    assert way_out in message
+    assert told(eval(way_out.removeprefix("loss="), {"SF": SF}), CLASSES) == []
+    assert told(loss, torch.zeros_like(CLASSES)) == []  # targets that are all alike are there for the loader's sake
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_other_loss_is_said_to_do_so(case, tmp_path):
+    make, loss, y, _ = CASES[case]
+    for words in ("does not depend on the targets", "gradient of exactly 0"):
+        assert warned(ep.EPLightningModule(ep.convert(make()), loss), tmp_path, y, epochs=1, words=words) == []
 
 
 def best(output, y):
