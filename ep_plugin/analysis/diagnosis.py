@@ -124,7 +124,7 @@ def diagnose(
     """
     silent = list(_about_what_is_silent(model, x, y, loss, original))
     if model.time_varying:
-        x = x.mean(getattr(model, "time_axis", 0))
+        x = x.mean(model.time_axis)
         model = model.variant(time_varying=False)
     reference, graded = settled(model, BackpropThroughTime()), model.variant(encoder="graded")
     found = Diagnosis(

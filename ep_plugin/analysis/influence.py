@@ -41,7 +41,7 @@ def without_influence(model: ConvergentNetwork, x: Tensor, original: nn.Module |
 
 def batch_axis(model: ConvergentNetwork, axes: int) -> int:
     """Of an input with so many axes: steps of time may come first."""
-    return 1 if model.time_varying and getattr(model, "time_axis", 0) % axes == 0 else 0
+    return 1 if model.time_varying and model.time_axis % axes == 0 else 0
 
 
 def _reached(net: nn.Module, x: Tensor, batch: int) -> Tensor:

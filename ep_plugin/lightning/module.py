@@ -152,8 +152,8 @@ def _differences(saved: dict[str, Any], model: ConvergentNetwork) -> list[str]:
     here = _settings(model)
     found = [
         f"{name} was {saved[name]} and is {here[name]}"
-        for name in ("encoder", "observe", "time_varying", "time_axis")
-        if name in saved and name in here and saved[name] != here[name]
+        for name in ("encoder", "observe", "time_varying")
+        if name in saved and saved[name] != here[name]
     ]
     own = model.settings.between(max(model.levels))
     theirs = saved.get("feedback", own)

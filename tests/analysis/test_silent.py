@@ -15,6 +15,7 @@ from ep_plugin.analysis.influence import without_influence
 from ep_plugin.analysis.randomness import random_modules
 from ep_plugin.analysis.untrained import left_out, without_gradient
 from ep_plugin.cli import app
+from ep_plugin.loading import random_batch
 
 
 class Select(nn.Module):
@@ -192,6 +193,16 @@ def test_an_input_that_changes_over_time_is_diagnosed_at_the_mean_of_its_frames(
     assert (found.settling, found.agreement, found.activity) == (alone.settling, alone.agreement, alone.activity)
     unread = ep.ConvergentNetwork(nn.Sequential(Half(), net[0]), [ep.Layer()], [], net[2], time_varying=True).eval()
     assert without_influence(unread, x) == ["10 of the 20 slices along axis 2 (10 to 19)"]
+
+
+def test_frames_along_the_model_s_own_axis():
+    net = ep.initialize_(Branches())
+    model = ep.convert(net, time_varying=True).eval()
+    assert model.time_axis == 1
+    x, y = torch.rand(16, 7, 20), torch.randint(4, (16,))
+    assert without_influence(model, x, net) == []
+    assert diagnose(model, x, y, original=net).advice == []
+    assert random_batch(model, (7, 20), 5)[0].shape == (5, 7, 20)
 
 
 SOURCE = """

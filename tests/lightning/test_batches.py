@@ -1,6 +1,7 @@
 """Loaders and batches as Lightning has them: prediction, several sets, summaries, batches of other shapes."""
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -141,3 +142,26 @@ def test_a_target_may_be_several_things(tmp_path):
     (logged,) = trainer(tmp_path).validate(task, pairs, verbose=False)
     with torch.no_grad():
         assert logged["val/loss"] == pytest.approx(weighted(task.eval()(X), (Y, data.tensors[2])).item(), rel=1e-5)
+
+
+def test_frames_along_the_second_axis_are_so_many_samples(tmp_path):
+    class Frames(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.neurons, self.last = torch.nn.Linear(8, 20), snn.Leaky(beta=0.9), torch.nn.Linear(20, 10)
+
+        def forward(self, x):
+            mem, record = self.neurons.init_leaky(), []
+            for t in range(x.size(1)):
+                spikes, mem = self.neurons(self.first(x[:, t]), mem)
+                record.append(self.last(spikes))
+            return torch.stack(record).mean(0)
+
+    task = ep.EPLightningModule(ep.convert(Frames(), time_varying=True))
+    pairs = DataLoader(TensorDataset(X[:, 0], Y), 5)  # rows in turn; the last batch has 2 samples
+    (logged,) = trainer(tmp_path).validate(task, pairs, verbose=False)
+    with torch.no_grad():
+        output = task.eval()(X[:, 0])
+    assert output.shape == (12, 10)
+    assert logged["val/loss"] == pytest.approx(F.cross_entropy(output, Y).item(), rel=1e-4)
+    assert logged["val/accuracy"] == pytest.approx((output.argmax(1) == Y).float().mean().item())
