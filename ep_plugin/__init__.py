@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.conversion import ConversionWarning as ConversionWarning
     from ep_plugin.conversion import convert as convert
     from ep_plugin.conversion.adapters.registered import register_neuron as register_neuron
+    from ep_plugin.deployment import to_norse as to_norse
+    from ep_plugin.deployment import to_snntorch as to_snntorch
     from ep_plugin.dynamics.activations import Activation as Activation
     from ep_plugin.dynamics.deviations import Deviations as Deviations
     from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta as AdaptiveDelta
@@ -59,6 +61,7 @@ _HOMES = {
     "comparison": ("ComparisonSettings", "compare"),
     "conversion": ("ConversionWarning", "convert"),
     "conversion.adapters.registered": ("register_neuron",),
+    "deployment": ("to_norse", "to_snntorch"),
     "dynamics.activations": ("Activation",),
     "dynamics.deviations": ("Deviations",),
     "dynamics.encoders.adaptive_delta": ("AdaptiveDelta",),

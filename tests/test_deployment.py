@@ -1,0 +1,295 @@
+"""Plain snnTorch and Norse nets: their loop is the one written by hand, and their rates are the settled states."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import ep_plugin as ep
+from ep_plugin.models import CenteredWeight
+
+BOTH = pytest.mark.parametrize("deploy", [ep.to_snntorch, ep.to_norse])
+
+
+def leaky(threshold=1.0):
+    return snn.Leaky(beta=0.5, threshold=threshold, init_hidden=True)
+
+
+def convert(net, **settings):
+    """With so weak a feedback that the settled states are those of a forward pass."""
+    return ep.convert(ep.initialize_(net, 2.0), **{"feedback": 1e-5, "encoder": "graded"} | settings).eval()
+
+
+def convolutional(pool=nn.AvgPool2d):
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), pool(2), leaky(0.9)),
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), pool(2), leaky(1.1), nn.Dropout(0.5)),
+        *(nn.Flatten(), nn.Linear(16, 8), leaky(torch.linspace(0.8, 1.2, 8)), nn.Linear(8, 5), nn.Tanh()),
+    )
+    for norm in (net[1], net[5]):
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.8, 1.2)
+        nn.init.uniform_(norm.bias, -0.1, 0.3)
+    return net, torch.rand(6, 1, 10, 10)
+
+
+class Skip(nn.Module):
+    """A skip, a sum behind which a shared layer follows, the input beside spikes, and two layers that are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc0, self.fc1, self.fc2, self.again = nn.Linear(12, 9), nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(12, 9)
+        self.lif0, self.lif1, self.lif2 = leaky(), leaky(0.7), leaky(1.3)
+        self.out = nn.Linear(9, 4)
+
+    def forward(self, x):
+        a = self.lif0(self.fc0(x))
+        b = self.lif1(self.fc1(a) + 0.5 * self.again(x))
+        c = self.lif2(self.fc2(a + b))
+        return self.out(c) + 0.5 * torch.tanh(self.out(b))
+
+
+class Dense(nn.Module):
+    """A concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.conv1, self.conv2 = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(6, 4, 3)
+        self.lif0, self.lif1, self.lif2, self.fc = leaky(), leaky(), leaky(), nn.Linear(64, 5)
+
+    def forward(self, x):
+        a = self.lif0(self.conv0(x))
+        b = self.lif1(self.conv1(a))
+        return self.fc(self.lif2(self.conv2(torch.cat([a, b], 1))).flatten(1))
+
+
+def pooled_by_maximum():
+    return convolutional(nn.MaxPool2d)
+
+
+def skip():
+    return Skip(), torch.rand(6, 12)
+
+
+def dense():
+    return Dense(), torch.rand(6, 1, 8, 8)
+
+
+def rectified():
+    net = nn.Sequential(
+        *(nn.Linear(6, 9), leaky(), nn.Linear(9, 9), nn.ReLU6(), nn.Linear(9, 7), leaky(), nn.Linear(7, 3)),
+    )
+    return net, torch.rand(6, 6)
+
+
+NETS = [convolutional, pooled_by_maximum, skip, dense, rectified]
+
+
+@BOTH
+@pytest.mark.parametrize("make", NETS)
+def test_rates_are_the_settled_states(make, deploy):
+    """After n steps a rate is off by about 1 / n."""
+    net, x = make()
+    model = convert(net)
+    settled, equilibrium = model(x, return_equilibrium=True)
+    output, spikes = deploy(model, 400, spikes=True)(x)
+    assert len(spikes) == len(model.layers)
+    for fired, state in zip(spikes, equilibrium.states, strict=True):
+        assert (fired.mean(0) - state).abs().mean() < 0.01
+    assert (output - settled).abs().max() < 0.05
+    assert (output - settled).norm() < 0.02 * settled.norm()
+    assert settled.std() > 0.05  # something fires
+
+
+def test_the_loop_is_the_one_written_by_hand():
+    net, x = convolutional()
+    model = convert(net)
+    output, spikes = ep.to_snntorch(model, 7, spikes=True)(x)
+    conv0, norm0, pool, lif0, conv1, norm1, _, lif1, _, flat, fc, lif2, out, tanh = net.eval()
+    thresholds = [lif.threshold for lif in (lif0, lif1, lif2)]
+    drive = pool(norm0(conv0(x)))
+    membranes, fired, count = [None] * 3, [[], [], []], 0.0
+    for _ in range(7):
+        sent = drive
+        for l, (weights, threshold) in enumerate(
+            zip([lambda x: x, lambda s: pool(norm1(conv1(s))), lambda s: fc(flat(s))], thresholds, strict=True)
+        ):
+            current = weights(sent)
+            v = (threshold / 2 if membranes[l] is None else membranes[l]) + current
+            sent = (v > threshold).float()
+            membranes[l] = v - sent * threshold
+            fired[l].append(sent)
+        count = count + sent
+    for l in range(3):
+        assert torch.equal(spikes[l], torch.stack(fired[l]))
+    torch.testing.assert_close(output, tanh(out(count / 7)))
+    assert 0.01 < spikes[0].mean() < 0.95
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_both_libraries_fire_the_same_spikes(make):
+    net, x = make()
+    model = convert(net)
+    model(x)
+    for a, b in zip(ep.to_snntorch(model, 9, spikes=True)(x)[1], ep.to_norse(model, 9, spikes=True)(x)[1], strict=True):
+        assert torch.equal(a, b)
+
+
+@BOTH
+def test_relu6_fires_up_to_its_maximum(deploy):
+    net, x = skip()
+    model = convert(net, activation="relu6")
+    settled, equilibrium = model(3 * x, return_equilibrium=True)
+    assert max(s.max() for s in equilibrium.states) > 1.5
+    assert (deploy(model, 1000)(3 * x) - settled).norm() < 0.03 * settled.norm()
+
+
+WITHOUT_THE_PACKAGE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.modules["ep_plugin"] = None  # cannot be imported
+import torch
+for k in range(5):
+    net = torch.load(f"net{k}.pt", weights_only=False)
+    x, output = torch.load(f"values{k}.pt")
+    print(torch.equal(net(x), output))
+    net.load_state_dict({k: torch.zeros_like(v) for k, v in net.state_dict().items()})
+"""
+
+
+@BOTH
+def test_files_need_nothing_of_this_package(deploy, tmp_path):
+    for k, make in enumerate(NETS):
+        net, x = make()
+        parametrized = next(m for m in net.modules() if isinstance(m, nn.Linear))
+        parametrize.register_parametrization(parametrized, "weight", CenteredWeight())
+        model = convert(net)
+        model(x)
+        plain = deploy(model, 4)
+        torch.save(plain, tmp_path / f"net{k}.pt")
+        torch.save((x, plain(x).detach()), tmp_path / f"values{k}.pt")
+        assert "ep_plugin" not in plain.code
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["True"] * 5
+
+
+@BOTH
+def test_exports(deploy):
+    net, x = convolutional()
+    plain = deploy(convert(net), 3)
+    exported = torch.export.export(plain, (x,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), plain(x))
+
+
+def test_modules_are_ordinary_ones_in_evaluation():
+    plain = ep.to_snntorch(convert(convolutional()[0]), 3)
+    kinds = [type(m) for m in plain.modules()]
+    assert kinds.count(nn.BatchNorm2d) == 2
+    assert kinds.count(nn.AvgPool2d) == 2
+    neurons = [m for m in plain.modules() if isinstance(m, snn.Leaky)]
+    assert [m.beta.item() for m in neurons] == [1.0, 1.0, 1.0]
+    assert [m.reset_mechanism for m in neurons] == ["subtract"] * 3
+    assert neurons[1].threshold.item() == pytest.approx(1.1)
+    assert not any(m.training for m in plain.modules())
+
+
+def test_weights_are_copies_and_the_model_stays_as_it_is():
+    net = nn.Sequential(nn.Linear(6, 6), leaky(), nn.Linear(6, 6), leaky(), nn.Linear(6, 6), leaky(), nn.Linear(6, 2))
+    net[4] = net[2]  # tied
+    parametrize.register_parametrization(net[2], "weight", CenteredWeight())
+    model, x = convert(net), torch.rand(3, 6)
+    before, output = {k: v.clone() for k, v in model.state_dict().items()}, model(x)
+    plain = ep.to_snntorch(model, 5)
+    first = plain(x)
+    assert len({p.data_ptr() for p in plain.parameters()}) == 6  # the tied weight and bias once
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(1.0)
+    assert torch.equal(model(x), output)
+    assert parametrize.is_parametrized(net[2])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(ep.to_snntorch(model, 5)(x), first)
+
+
+@BOTH
+def test_other_batches_and_devices(deploy):
+    net, x = skip()
+    plain = deploy(convert(net), 6)
+    output = plain(x)
+    torch.testing.assert_close(torch.cat([plain(x[:1]), plain(x[1:])]), output)
+    meta = plain.to("meta")(x.to("meta"))
+    assert meta.shape == output.shape
+    assert meta.is_meta
+
+
+@BOTH
+def test_frames_one_a_step(deploy):
+    net, x = skip()
+    model, plain = convert(net), deploy(convert(net, time_varying=True), 5)
+    torch.testing.assert_close(plain(x.expand(5, *x.shape)), deploy(model, 5)(x))
+    other = plain(torch.rand(5, *x.shape))
+    assert not torch.allclose(other, plain(x.expand(5, *x.shape)))
+
+
+def test_a_float64_network_becomes_a_float32_net():
+    net, x = skip()
+    model = convert(net)
+    output = ep.to_snntorch(model, 6)(x)
+    torch.testing.assert_close(ep.to_snntorch(model.double(), 6)(x), output)
+
+
+@BOTH
+def test_another_activation_is_refused(deploy):
+    net, x = skip()
+    with pytest.raises(ValueError, match=r"layer 0 .* hard sigmoid .* activation=\"hard_sigmoid\""):
+        deploy(convert(net, activation="sigmoid"))
+    deploy(convert(net, activation="hard_sigmoid"), 2)(x)
+
+
+@BOTH
+def test_recurrent_weights_are_refused(deploy):
+    recurrent = [nn.Linear(6, 5), snn.RLeaky(0.5, linear_features=5, init_hidden=True), nn.Linear(5, 2)]
+    with pytest.raises(ValueError, match=r"connection 0 -> 0 .* both directions .*snn.Leaky in place of snn.RLeaky"):
+        deploy(convert(nn.Sequential(*recurrent)))
+    recurrent[1] = leaky()
+    assert deploy(convert(nn.Sequential(*recurrent)), 2)(torch.rand(3, 6)).shape == (3, 2)
+
+
+def test_a_strong_feedback_is_warned_of():
+    net, x = skip()
+    model = convert(net, feedback=0.5)
+    with pytest.warns(UserWarning, match="feedback is 0.5, and a forward loop has none") as caught:
+        plain = ep.to_snntorch(model, 200)
+    assert Path(caught[0].filename) == Path(__file__)
+    assert (plain(x) - model(x)).norm() > 0.02 * model(x).norm()
+    ep.to_snntorch(model.variant(feedback=0.02), 200)  # without a warning
+
+
+@BOTH
+def test_sizes_of_a_concatenation_that_are_not_known(deploy):
+    net, x = dense()
+    model = convert(net)
+    with pytest.raises(ValueError, match=r"cat.* cannot be written out: the sizes .* call it once \(model\(x\)\)"):
+        deploy(model)
+    model(x)
+    assert deploy(model, 2)(x).shape == (6, 5)
+
+
+@BOTH
+def test_wrong_arguments(deploy):
+    net, _ = skip()
+    with pytest.raises(TypeError, match="a Skip was given; expected a ConvergentNetwork"):
+        deploy(net)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        deploy(convert(net), 0)
+    with pytest.raises(TypeError, match=r"num_steps is 2\.5"):
+        deploy(convert(net), 2.5)
