@@ -1,6 +1,5 @@
 """Concatenations among signals: found in a plan, and measured at the first input of a shape."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,8 +31,8 @@ def simplified(signal: Signal) -> Signal:
     """
     if not isinstance(signal, (Applied, Joined)):
         return signal
-    if (stacked := _stacked(signal)) is not None:
-        members, dim = stacked
+    if (found := stacked(signal)) is not None and found[1] != 0:
+        members, dim = found
         lifted = Function(torch.unsqueeze, (Slot(0), dim), {})
         cat = Function(torch.cat, ([Slot(i) for i in range(len(members))], dim), {})
         return Joined("stack", cat, tuple(Applied("stack", lifted, member) for member in members))
@@ -55,9 +54,9 @@ def concatenated(signal: Signal) -> tuple[tuple[Signal, ...], int] | None:
     return _members(signal, _CAT)
 
 
-def _stacked(signal: Signal) -> tuple[tuple[Signal, ...], int] | None:
-    found = _members(signal, (torch.stack,))
-    return None if found is None or found[1] == 0 else found
+def stacked(signal: Signal) -> tuple[tuple[Signal, ...], int] | None:
+    """The members of a stack and the dimension that it makes; None for other signals."""
+    return _members(signal, (torch.stack,))
 
 
 def _members(signal: Signal, functions: Sequence[Callable[..., Any]]) -> tuple[tuple[Signal, ...], int] | None:
@@ -75,12 +74,10 @@ def _members(signal: Signal, functions: Sequence[Callable[..., Any]]) -> tuple[t
 
 def _sum_of_a_stack(signal: Applied) -> Signal | None:
     """A stack of signals, summed up (or their mean taken) over the dimension that it has made."""
-    function, found = signal.module, _members(signal.signal, (torch.stack,))
+    function, found = signal.module, stacked(signal.signal)
     if found is None or not isinstance(function, Function):
         return None
     members, dim = found
-    if function.function is operator.getitem:
-        return members[function.args[1]] if dim == 0 and isinstance(function.args[1], int) else None
     over = (*function.args[1:], *function.options.values())
     if function.function not in _OVER or over not in ((dim,), ((dim,),), ([dim],)):
         return None

@@ -149,10 +149,12 @@ def _inside(signal: Applied) -> Signal | None:
     if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")) or is_known(signal.module):
         return None
     try:
-        done = tracing.read(signal.module).output
+        done = tracing.read(signal.module)
     except ValueError:
         return None
-    return substitute_input(done, signal.signal, f"{signal.name}.")
+    if done.path:  # one of several outputs
+        return None
+    return substitute_input(done.output, signal.signal, f"{signal.name}.")
 
 
 def through(name: str, modules: Sequence[nn.Module], signal: Signal) -> Signal:

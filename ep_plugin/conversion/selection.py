@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import frames as f
+from ep_plugin.conversion.concatenation import stacked
 from ep_plugin.conversion.functions import Function, Size
 from ep_plugin.conversion.indexing import is_whole, one_place, parsed
 from ep_plugin.conversion.plan import Applied, Signal
@@ -82,7 +83,7 @@ class Selection(State):
         found = parsed(index)
         if found is None:
             first = index[0] if isinstance(index, tuple) and index else index
-            return None if is_whole(first) else _of_batch(index)
+            return None if is_whole(first) else self._of_first(signal, index)
         taken = found.taken
         if not taken:
             return signal
@@ -98,7 +99,11 @@ class Selection(State):
             if isinstance(step, SIGNALS):
                 return self._then("getitem", self.modules_of(operator.getitem, (rest,), {}), step)
             return step
-        return _of_batch(index) if found.parts[0][0] == 0 and not is_whole(found.parts[0][1]) else None
+        first = found.parts[0][0] == 0 and not is_whole(found.parts[0][1])
+        return self._of_first(signal, index) if first else None
+
+    def _of_first(self, signal: Signal, index: Any) -> Unknown:
+        return _of_batch(index) if f.is_of_input(signal) else _of_samples(index)
 
     def _select(self, value: Signal | Record, axis: int, place: int) -> Value:
         place = int(place)
@@ -109,8 +114,10 @@ class Selection(State):
             step = self.frames.at(value, axis, place)
             if isinstance(step, SIGNALS) or axis == 0:
                 return step
+        elif (members := stacked(value)) is not None and members[1] == axis:
+            return members[0][place] if -len(members[0]) <= place < len(members[0]) else _of_samples(place)
         elif axis == 0:
-            return _of_batch(place)
+            return _of_samples(place)
         return self._then("select", self.modules_of(torch.select, (axis, place), {}), value)
 
     def _kept(self, value: Signal | Record, axis: int, place: int) -> Value:
@@ -139,6 +146,14 @@ def _is_tensor(module: nn.Module) -> bool:
     if isinstance(module, Function):
         return function_name(module.function) not in ("split", "chunk", "tensor_split", "unbind", *("max", "min"))
     return not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and type(module).__module__.startswith("torch.")
+
+
+def _of_samples(index: Any) -> Unknown:
+    return Unknown(
+        f"an index, {index!r}, which takes some of the samples of the batch, and each has a state of its own; expected "
+        "an index of later axes, such as s[:, 0]",
+        explained=True,
+    )
 
 
 def _of_batch(index: Any) -> Unknown:

@@ -108,4 +108,5 @@ class Watch(TorchFunctionMode):
         """Whether one of the tensors was changed in place."""
         places = {t.untyped_storage().data_ptr() for t, _ in self.changed.values()}
         places |= {t.untyped_storage().data_ptr() for t in self.filled.values()}
-        return any(t.numel() and t.untyped_storage().data_ptr() in places for t in tensors)
+        known = [t for t in tensors if not torch.nn.parameter.is_lazy(t)]
+        return any(t.numel() and t.untyped_storage().data_ptr() in places for t in known)

@@ -107,7 +107,7 @@ class Placement(LinearMap, nn.Module):
 class PlacedWeight(LinearMap):
     """A linear module or a convolution behind a placement: the slice of its weight that meets the part."""
 
-    def __init__(self, placement: Placement, weighted: LinearMap) -> None:
+    def __init__(self, placement: Placement, weighted: Affine | Convolution) -> None:
         self.placement, self.weighted = placement, weighted
 
     def tensors(self) -> Tensors:
@@ -142,7 +142,7 @@ class PlacedWeight(LinearMap):
 
     def absorb(self, following: LinearMap) -> LinearMap | None:
         joined = self.weighted.absorb(following)
-        return None if joined is None else PlacedWeight(self.placement, joined)
+        return PlacedWeight(self.placement, joined) if isinstance(joined, Convolution) else None
 
     def _own(self, tensors: Tensors, shape: Sequence[int]) -> tuple[Tensors, Shape]:
         """The tensors with the weight `[out, in, ...]` cut to the part (`prepared` may have done so), and the shape
@@ -151,14 +151,11 @@ class PlacedWeight(LinearMap):
         own, whole = tuple(shape), (*shape[:axis], before + shape[axis] + after, *shape[axis + 1 :])
         if type(self.weighted) is Affine and axis != len(shape) - 1:
             return tensors, whole
+        expected = module.in_features if isinstance(module := self.weighted.module, nn.Linear) else module.in_channels
+        if expected != whole[axis]:
+            raise RuntimeError(f"{self.placement.concatenation.name} gives {whole[axis]} entries; expected {expected}")
         weight, *rest = tensors
-        if weight.shape[1] == shape[axis]:
-            return tensors, own
-        if weight.shape[1] != whole[axis]:
-            raise RuntimeError(
-                f"{self.placement.concatenation.name} gives {whole[axis]} entries; expected {weight.shape[1]}"
-            )
-        return (weight.narrow(1, before, shape[axis]), *rest), own
+        return (tensors if weight.shape[1] == shape[axis] else (weight.narrow(1, before, shape[axis]), *rest)), own
 
 
 def _itself(module: Any) -> LinearMap:

@@ -109,7 +109,7 @@ class SharedDropout(LinearMap, nn.Module):
 
     def __init__(self, dropout: nn.modules.dropout._DropoutNd) -> None:
         super().__init__()
-        self.p = dropout.p
+        self.p, self.training = dropout.p, dropout.training
         self.channels = not isinstance(dropout, nn.Dropout)
 
     def extra_repr(self) -> str:
