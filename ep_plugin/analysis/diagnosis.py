@@ -188,7 +188,7 @@ def _about_what_is_silent(
     if names := random_modules(model, x, original):
         yield (
             f"Random numbers are drawn in evaluation mode, in {', '.join(names)}: two inferences of one input differ. "
-            "Draw only in training mode (if self.training), or draw in the data loader"
+            "Draw only in training mode (if self.training, or F.dropout(x, p, self.training)), or in the data loader"
         )
 
 

@@ -171,6 +171,24 @@ def test_random_numbers_in_evaluation_mode_are_found_where_they_are_drawn():
     assert random_modules(ep.convert(other, encoder="bernoulli").eval(), x, other) == []  # spikes may be random
 
 
+class Dropped(nn.Module):
+    def __init__(self, always):
+        super().__init__()
+        self.first, self.neurons, self.last = nn.Linear(20, 30), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(30, 4)
+        self.always = always
+
+    def forward(self, x):
+        return self.last(self.neurons(F.dropout(self.first(x), 0.5, self.always or self.training)))
+
+
+def test_functional_dropout_that_forgets_the_mode():
+    x, y = torch.rand(16, 20), torch.randint(4, (16,))
+    found = [diagnose(ep.convert(ep.initialize_(Dropped(always))).eval(), x, y).advice for always in (True, False)]
+    assert "Random numbers are drawn in evaluation mode, in stem.1" in found[0][0]
+    assert "F.dropout(x, p, self.training)" in found[0][0]
+    assert found[1] == []
+
+
 def test_draws_that_are_not_pytorch_s_are_found_too():
     class Counts(nn.Module):
         calls = 0
