@@ -122,6 +122,12 @@ def _the_input(plan: Plan, order: Sequence[str]) -> Input:
             "the model reads its input both step by step and as a whole; expected one of them, since the network "
             "settles under one input, or under one a step"
         )
+    if not inputs:
+        alone = " and ".join(place_of(name, plan.neurons[name]) for name in order)
+        raise ValueError(
+            f"the output does not depend on the input, but on {alone} alone; expected neurons that receive something "
+            "made of it"
+        )
     return inputs.pop()
 
 

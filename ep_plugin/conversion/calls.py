@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from ep_plugin.conversion import frames as f
 from ep_plugin.conversion.functions import RESHAPES, Slot
+from ep_plugin.conversion.linear_functions import is_constant
 from ep_plugin.conversion.plan import Applied, Joined, combine
 from ep_plugin.conversion.records import concatenation
 from ep_plugin.conversion.selection import unsqueezed
@@ -24,6 +25,8 @@ class Calls(State):
         if known and all(isinstance(v, SIGNALS) for v, _ in known):
             return combine(known)
         if known and all(isinstance(v, (*SIGNALS, Record)) for v, _ in known):
+            if any(not isinstance(v, Record) and is_constant(v) for v, _ in known):
+                return whole_record("the sum with a tensor of the model")
             return self.records.summed(known)
         if all(isinstance(a, fx.Node) for a, _ in terms):
             return first_unknown([v for v, _ in known]) or (Unknown("a sum of constants") if known else ZEROS)
@@ -32,6 +35,9 @@ class Calls(State):
     def _function(self, node: fx.Node, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Value:
         """A function of one tensor, or of several."""
         name = function_name(function)
+        nodes = [self._value(a) for a in flat((*args, *options.values())) if isinstance(a, fx.Node)]
+        if nodes and all(isinstance(v, SIGNALS) and is_constant(v) for v in nodes):
+            return self._joined(name, function, args, options)
         places = [i for i, a in enumerate(args) if isinstance(a, fx.Node)]
         rest = list(flat((*args, *options.values())))
         if len(places) != 1 or sum(isinstance(a, fx.Node) for a in rest) != 1:

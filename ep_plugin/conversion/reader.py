@@ -11,6 +11,7 @@ from ep_plugin.conversion.adapters import adapter_for, find_adapter, place_of
 from ep_plugin.conversion.axes import REDUCTIONS
 from ep_plugin.conversion.calls import Calls, first_unknown
 from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
+from ep_plugin.conversion.linear_functions import Held, constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
 from ep_plugin.conversion.selection import Selection
@@ -116,9 +117,23 @@ class Reader(Selection, Writing, Calls):
             return Unknown(DRAWN, explained=True)
         if name in self.filled:
             return self.filled[name]
-        return (
-            ZEROS if self._is_zero(node) else Unknown(f"a tensor that forward makes or reads itself ({_short(name)})")
-        )
+        return ZEROS if self._is_zero(node) else self._held(name, node)
+
+    def _held(self, name: str, node: fx.Node) -> Value:
+        """A tensor of the model, or one that forward makes, which is the same at every step if its values are."""
+        tensor = self._constant(node)
+        assert tensor is not None
+        key: tuple[Any, ...] = ("held", id(tensor))
+        if "_tensor_constant" in name:
+            if tensor.requires_grad:
+                return Unknown(
+                    "a tensor made of parameters that are no attributes of the model's modules; expected them to be "
+                    "(in an nn.ParameterList if there are several)",
+                    explained=True,
+                )
+            key = ("held", tensor.dtype, tensor.shape, tensor.detach().cpu().numpy().tobytes())
+        (held,) = self._once(key, lambda: [Held(tensor)])
+        return constant(_short(name) if "_tensor_constant" not in name else "a tensor that forward makes", held)
 
     def _call_module(self, node: fx.Node) -> Any:
         name = str(node.target)

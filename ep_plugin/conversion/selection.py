@@ -10,6 +10,7 @@ from ep_plugin.conversion import frames as f
 from ep_plugin.conversion.concatenation import stacked
 from ep_plugin.conversion.functions import Function, Size
 from ep_plugin.conversion.indexing import is_whole, one_place, parsed
+from ep_plugin.conversion.linear_functions import is_constant
 from ep_plugin.conversion.plan import Applied, Signal
 from ep_plugin.conversion.state import State
 from ep_plugin.conversion.values import SIGNALS, Filled, Pieces, Record, Several, Unknown, Value, whole_record
@@ -32,6 +33,8 @@ class Selection(State):
     def _part(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An item, a selection, a split; None if it is none of these, or a function like any other."""
         of, value = args[0], self._raw(args[0])
+        if isinstance(value, SIGNALS) and is_constant(value):
+            return None
         if name == "getitem":
             return self._item(of, value, args[1])
         if isinstance(value, Filled):

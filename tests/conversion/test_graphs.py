@@ -252,9 +252,50 @@ class NoWeights(Net):
         return self.out(neuron(3, s))
 
 
+class OwnWeights(Net):
+    """Parameters that forward uses itself, between neurons, before the first and after the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.b1 = nn.Parameter(torch.randn(6, 8) / 3), nn.Parameter(torch.randn(6) / 3)
+        self.w2, self.w3 = nn.Parameter(torch.randn(6, 5) / 3), nn.Parameter(torch.randn(5, 6) / 3)
+        self.b2, self.scale = nn.Parameter(torch.randn(5)), nn.Parameter(torch.rand(5) + 0.5)
+        self.alpha, self.out = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.randn(5, 3))
+        self.offsets = nn.ParameterList([torch.randn(3)])
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]))
+        self.fixed = torch.linspace(0.5, 1, 6)
+
+    def run(self, x, neuron):
+        s1 = neuron(0, F.linear(x * torch.exp(self.alpha), self.w1, self.b1) * self.fixed)
+        s2 = neuron(1, s1 @ self.w2 * self.scale + self.b2)
+        drive = torch.sigmoid(self.alpha) * s2 + (1 - self.alpha.sigmoid()) * F.linear(s1, self.w3 * self.mask[:, None])
+        s3 = neuron(2, drive - self.b2[None] * torch.tensor(0.1))
+        return torch.tanh(s3 @ self.out) + self.offsets[0]
+
+
+class TiedWeights(Net):
+    """A module's weight used again, transposed; one of two concatenations in one weight; convolutions of functions."""
+
+    shape = (2, 6, 6)
+    neurons = 4
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.fc = nn.Parameter(torch.randn(3, 2, 3, 3) / 3), nn.Linear(12, 5)
+        self.shift, self.gain = nn.Parameter(torch.rand(3, 1, 1)), nn.Parameter(torch.ones(3))
+        self.out = nn.Linear(12, 3)
+
+    def run(self, x, neuron):
+        s = neuron(0, F.conv2d(x, self.kernel, padding=1))
+        s = neuron(1, F.conv_transpose2d(s, self.kernel, stride=1) + F.pad(s[:, :2], (1, 1, 1, 1)) * self.gain[0])
+        s = F.avg_pool2d(F.conv2d(s, self.kernel) * self.gain.view(-1, 1, 1) + self.shift, 3).flatten(1)
+        s = neuron(2, self.fc(s))
+        return self.out(neuron(3, s @ self.fc.weight))
+
+
 LINEAR = [
     *(Joined, WithTheInput, Twice, UNet, Dense, Inception, PooledTogether, Stacked, Pieces, Rearranged),
-    *(AlongAnotherAxis, NoWeights),
+    *(AlongAnotherAxis, NoWeights, OwnWeights, TiedWeights),
 ]
 
 
