@@ -44,6 +44,8 @@ class Calls(State):
             return self._joined(name, function, args, options)
         place = places[0]
         others, value = (*args[:place], *args[place + 1 :]), self._value(args[place])
+        if isinstance(value, Unknown):
+            return value
         if function in RESHAPES and place == 0 and isinstance(value, (Record, *SIGNALS)):
             return self._reshape(name, value, others, options, self._size_of(args[0], 0))
         try:
@@ -58,7 +60,7 @@ class Calls(State):
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)):
             sizes = tuple(sizes[0])
         if isinstance(value, Record):
-            if value.axis != 0 or len(sizes) < 3 or (sizes[0] != -1 and int(sizes[0]) != value.steps):
+            if value.axis != 0 or len(sizes) < 3 or int(sizes[0]) not in (-1, value.steps):
                 return whole_record(f"{name}()")
             made = self.modules_of(Tensor.reshape, sizes[1:], options)
             return Record(self._then(name, made, value.signal), 0, value.steps)  # type: ignore[arg-type]

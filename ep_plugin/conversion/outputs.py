@@ -67,7 +67,7 @@ def left_out(
             others |= {name: None for name, m in _modules(plan, s).items() if name not in kept}
     note = f"of {len(outputs)} outputs it returns {_shown(path)}"
     if others:
-        note += f", so that {', '.join(others)} {'are' if len(others) > 1 else 'is'} left out"
+        note += f", so that {', '.join(sorted(others))} {'are' if len(others) > 1 else 'is'} left out"
     return note if whole else f"{note} (choose by convert(..., output=...))"
 
 

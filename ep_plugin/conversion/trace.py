@@ -205,6 +205,8 @@ class _Traced(fx.Proxy):
         known = self._shape()
         if known is not None:
             return len(known)
+        if (steps := _stacked(self.node)) is not None:
+            return steps
         self.tracer.sized = True
         return self.tracer.length
 
@@ -244,6 +246,17 @@ class _Traced(fx.Proxy):
 
     is_cuda = property(lambda self: self.device.type == "cuda")
     requires_grad = property(lambda self: False)
+
+
+def _stacked(node: fx.Node) -> int | None:
+    """How many values a stack has, or what it is unbound to."""
+    axis = 0
+    if getattr(node.target, "__name__", node.target) == "unbind" and isinstance(node.args[0], fx.Node):
+        axis, node = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0), node.args[0]  # type: ignore[assignment]
+    if node.target is not torch.stack or not isinstance(node.args[0], (list, tuple)):
+        return None
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return len(node.args[0]) if dim == axis else None
 
 
 class _Tracer(fx.Tracer):

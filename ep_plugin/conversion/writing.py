@@ -47,7 +47,7 @@ class Writing(State):
     def _poison(self, target: Any) -> Value:
         """A value that forward writes parts of, and all that it is a view of."""
         unknown = Unknown(
-            "a value that forward writes into in place; write it as a function of its own", explained=True
+            "a value that forward writes into; make a new one of it (torch.where, torch.cat)", explained=True
         )
         while isinstance(target, fx.Node) and target.op != "placeholder":
             self.values[target] = unknown

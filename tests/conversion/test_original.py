@@ -1,0 +1,348 @@
+"""What counts is what `net(x)` calls, and the original is as it was."""
+
+import collections
+import functools
+import random
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from snntorch import spikegen
+from test_tracing import Net
+from torch import nn
+
+import ep_plugin as ep
+
+GRADED = {"encoder": "graded", "relaxation": ep.Relaxation(60, step_size=1.0)}
+
+
+class Plain(Net):
+    def forward(self, x):
+        return self.out(self.lif2(self.fc2(self.lif1(self.fc1(x))[0]))[0])
+
+
+def settles_like(net, other, x=None):
+    x = torch.rand(4, 8) if x is None else x
+    torch.testing.assert_close(ep.convert(net, **GRADED)(x), ep.convert(other, **GRADED)(x))
+
+
+def doubled(net):
+    class Doubled(Net):
+        def forward(self, x):
+            return Plain.forward(self, 2 * x)
+
+    other = Doubled()
+    other.load_state_dict({k: v for k, v in net.state_dict().items() if k in other.state_dict()})
+    return other
+
+
+class Keeping(nn.Module):
+    """Keeps values of every kind on itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif, self.mem1 = nn.Linear(8, 6), snn.Leaky(beta=0.5), None
+        self.spikes, self.by_name, self.kept = [], {"last": [1]}, {"set"}
+        self.queue = collections.deque([1, 2], maxlen=2)
+        self.nested = ([], {"deep": [3]})
+        self.register_buffer("mem", torch.zeros(1, 6))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        spk, self.mem = self.lif(self.fc(x), self.mem)
+        self.mem1, self.new = spk, spk
+        self.spikes.append(spk)
+        self.by_name["last"].append(spk)
+        self.by_name["new"] = spk
+        self.kept.add("more")
+        self.queue.append(spk)
+        self.nested[0].append(spk)
+        self.nested[1]["deep"].clear()
+        self.count += 1
+        self.lif.reset_mem()
+        self.train()
+        self.register_forward_hook(lambda *args: None)
+        return spk
+
+
+class Failing(Keeping):
+    def forward(self, x):
+        super().forward(x)
+        raise RuntimeError("no")
+
+
+def everything(net):
+    """All that is found on a model, in words and values."""
+
+    def told(value):
+        if isinstance(value, torch.Tensor):
+            return (id(value), value.tolist())
+        if isinstance(value, dict):
+            return [(k, told(v)) for k, v in value.items()]
+        if isinstance(value, (list, tuple, collections.deque)):
+            return [type(value).__name__, *(told(v) for v in value)]
+        return repr(value) if not isinstance(value, nn.Module) else id(value)
+
+    return {name: told(vars(m)) for name, m in net.named_modules()}
+
+
+@pytest.mark.parametrize("kind", [Keeping, Failing])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_original_is_as_it_was(kind, training):
+    net = nn.Sequential(kind(), nn.Linear(6, 3))
+    net.train(training)
+    random.seed(1)
+    torch.manual_seed(1)
+    before, draws = everything(net), (random.getstate(), torch.get_rng_state())
+    if kind is Failing:
+        with pytest.raises(ValueError, match=r"cannot be traced: no \(line"):
+            ep.convert(net)
+    else:
+        ep.convert(net)
+    assert everything(net) == before
+    assert random.getstate() == draws[0]
+    assert torch.equal(torch.get_rng_state(), draws[1])
+    if kind is Keeping:
+        net(torch.rand(2, 8))
+        torch.save(net.state_dict(), collections.namedtuple("_", "write flush")(lambda data: None, lambda: None))
+
+
+def test_an_instances_own_forward():
+    net = Plain()
+    net.forward = lambda x: Plain.forward(net, 2 * x)
+    settles_like(net, doubled(net))
+
+
+def test_hooks_are_called():
+    net = Plain()
+    expected = doubled(net)
+    net.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    settles_like(net, expected)
+    net = Plain()
+    before = ep.convert(net, **GRADED)(x := torch.rand(4, 8))
+    net.register_forward_hook(lambda module, args, output: 3 * output)
+    torch.testing.assert_close(ep.convert(net, **GRADED)(x), 3 * before)
+
+
+def test_hooks_of_neurons_and_sequences_are_called():
+    net = Plain()
+    for neuron in (net.lif1, net.lif2):
+        neuron.init_hidden = True
+    sequence = nn.Sequential(net.fc1, net.lif1, net.fc2, net.lif2, net.out)
+    before, x = ep.convert(sequence, **GRADED)(torch.ones(4, 8)), torch.ones(4, 8)
+    sequence.register_forward_hook(lambda module, args, output: 3 * output)
+    torch.testing.assert_close(ep.convert(sequence, **GRADED)(x), 3 * before)
+    net.lif2.register_forward_hook(lambda module, args, output: 0 * output)
+    torch.testing.assert_close(ep.convert(sequence, **GRADED)(x), 3 * net.out.bias.expand(4, 3))
+
+
+def test_a_neurons_own_forward_is_refused():
+    net = Plain()
+    net.lif1.forward = functools.partial(net.lif1.forward, mem=None)
+    with pytest.raises(ValueError, match=r"the neuron 'lif1' has a forward of its own.*remove it"):
+        ep.convert(net)
+    del net.lif1.forward
+    ep.convert(net)
+
+
+class Counted(Net):
+    def forward(self, x, num_steps):
+        return torch.stack([Plain.forward(self, x) for _ in range(num_steps)]).mean(0)
+
+
+class Keyword(Counted):
+    def forward(self, x, *, num_steps=5):
+        return super().forward(x, num_steps)
+
+
+def test_arguments():
+    net = Counted()
+    with pytest.raises(ValueError, match=r"the argument 'num_steps' of forward.*default.*partial.*num_steps="):
+        ep.convert(net)
+    plain = Plain()
+    plain.load_state_dict(net.state_dict())
+    net.forward = functools.partial(net.forward, num_steps=5)
+    settles_like(net, plain)
+    keyword = Keyword()
+    keyword.load_state_dict(net.state_dict())
+    settles_like(keyword, plain)
+
+    class Defaults(Net):
+        def forward(self, x, mem=None, *rest, scale=1.0, **others):
+            return Plain.forward(self, x * scale)
+
+    other = Defaults()
+    other.load_state_dict(net.state_dict())
+    settles_like(other, plain)
+
+
+def test_wrappers_are_taken_off():
+    net = Plain()
+    for wrapped in (nn.DataParallel(net), torch.compile(net), nn.DataParallel(torch.compile(net))):
+        settles_like(wrapped, net)
+    inside = Plain()
+    inside.load_state_dict(net.state_dict())
+    inside.fc1, inside.out = torch.compile(inside.fc1), nn.DataParallel(inside.out)
+    settles_like(inside, net)
+    inside.compile()
+    settles_like(inside, net)
+
+
+def test_scripted_modules_are_refused():
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    net = Plain()
+    net.scaled = torch.jit.script(Scaled())
+    with pytest.raises(ValueError, match=r"module 'scaled' is a ScriptModule.*convert the module that it was made of"):
+        ep.convert(net)
+    with pytest.raises(ValueError, match="the model is a ScriptModule"):
+        ep.convert(torch.jit.script(Scaled()))
+    net.scaled = Scaled()
+    ep.convert(net)
+
+
+def test_modules_outside_of_the_model_are_refused():
+    class Listed(Net):
+        def __init__(self, listed):
+            super().__init__()
+            self.listed = listed([nn.Linear(8, 6)])
+
+        def forward(self, x):
+            return self.out(self.lif1(self.listed[0](x))[0])
+
+    with pytest.raises(ValueError, match=r"a Linear that is not among the model's modules.*nn.ModuleList"):
+        ep.convert(Listed(list))
+    ep.convert(Listed(nn.ModuleList))
+
+
+def test_a_forward_that_changes_its_weights_is_refused():
+    class Clamped(Net):
+        def forward(self, x):
+            self.fc1.weight.data.clamp_(min=0)
+            return Plain.forward(self, x)
+
+    net = Clamped()
+    before = net.fc1.weight.clone()
+    with pytest.raises(ValueError, match=r"changes the model's parameters in place.*after each step of the optimizer"):
+        ep.convert(net)
+    assert torch.equal(net.fc1.weight, before)
+
+
+def test_what_has_no_gradient_in_the_original_is_told():
+    class Frozen(Net):
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.fc1(x)
+            return self.out(self.lif1(h)[0])
+
+    with pytest.warns(ep.ConversionWarning, match=r"fc1 is called under torch.no_grad\(\), and is trained here"):
+        ep.convert(Frozen())
+
+
+class Drawing(Net):
+    """Draws in forward; `draw` says how."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        for x_t in self.draw(x):
+            out = self.out(self.lif1(self.fc1(x_t))[0])
+        return out
+
+
+DRAWS = {
+    "bernoulli": lambda x: (torch.bernoulli(x) for _ in range(5)),
+    "a method": lambda x: (x.clone().bernoulli_() for _ in range(5)),
+    "compared": lambda x: ((torch.rand_like(x) < x).float() for _ in range(5)),
+    "of a constant": lambda x: (x + torch.rand(8) for _ in range(5)),
+    "once": lambda x: [x + torch.randn(8)] * 5,
+    "poisson": lambda x: (torch.poisson(x) for _ in range(5)),
+    "spikegen.rate": lambda x: spikegen.rate(x, num_steps=5),
+    "spikegen.rate_conv": lambda x: (spikegen.rate_conv(x) for _ in range(5)),
+    "a distribution": lambda x: (torch.distributions.Bernoulli(probs=x).sample() for _ in range(5)),
+    "Python's": lambda x: (x * random.random() for _ in range(5)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_in_forward_are_refused(name):
+    with pytest.raises(ValueError, match=r"a random draw in forward.*probabilities themselves.*time_varying=True"):
+        ep.convert(Drawing(DRAWS[name]))
+
+
+def test_the_ways_out_of_a_draw():
+    """The probabilities; a loop over what was drawn outside; a module without neurons."""
+    x = torch.rand(4, 8)
+    given = ep.convert(Drawing(lambda x: [x] * 5), **GRADED)
+    assert given(x).shape == (4, 3)
+    drawn = ep.convert(Drawing(lambda x: x), **GRADED, time_varying=True)
+    assert drawn(spikegen.rate(x, num_steps=20)).shape == (4, 3)
+
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    net = Drawing(lambda x: [net.noise(x)] * 5)
+    net.noise = Noise()
+    noisy = ep.convert(net, **GRADED)
+    assert not torch.equal(noisy(x), noisy(x))
+
+
+def test_a_draw_that_nothing_depends_on_is_none():
+    class Started(Net):
+        def forward(self, x):
+            self.lif1(self.fc1(x), torch.rand(6))
+            return self.out(self.lif1(self.fc1(x), torch.rand(4, 6))[0])
+
+    ep.convert(Started())
+
+
+class Dropping(Net):
+    def __init__(self, place, training):
+        super().__init__()
+        self.place, self.always = place, training
+
+    def drop(self, place, x):
+        if place != self.place:
+            return x
+        return F.dropout(x, 0.5, self.training if self.always is None else self.always)
+
+    def forward(self, x):
+        s1, _ = self.lif1(self.drop("stem", self.fc1(x)))
+        s2, _ = self.lif2(self.drop("between", self.fc2(s1)))
+        return self.drop("readout", self.out(s2))
+
+
+@pytest.mark.parametrize("converted_in", [True, False])
+@pytest.mark.parametrize("place", ["stem", "between", "readout"])
+def test_functional_dropout_follows_the_mode(place, converted_in):
+    model = ep.convert(Dropping(place, None).train(converted_in), **GRADED)
+    x = torch.rand(4, 8)
+    assert any(m.training is converted_in for m in model.modules() if "Dropout" in type(m).__name__)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("place", ["stem", "readout"])
+def test_functional_dropout_that_is_always_on_or_off(place):
+    x = torch.rand(4, 8)
+    always = ep.convert(Dropping(place, True), **GRADED).eval()
+    assert not torch.equal(always(x), always(x))
+    never = ep.convert(Dropping(place, False), **GRADED).train()
+    assert torch.equal(never(x), never(x))
+
+
+def test_a_branch_on_the_mode_is_told():
+    class Branching(Net):
+        def forward(self, x):
+            return Plain.forward(self, 2 * x if self.training else x)
+
+    with pytest.warns(ep.ConversionWarning, match=r"self.training, and is converted as it is in evaluation mode"):
+        ep.convert(Branching().eval())
