@@ -363,11 +363,15 @@ class ConvergentNetwork(nn.Module):
                 "model.reset_event_weights(), and some training steps in training mode"
             )
         self.event_weights.require(self._found_with())
-        return relaxation, FixedEvents(self.event_weights)
+        return relaxation, FixedEvents(self.event_weights, int(self.encoder.digits))
 
     def _found_with(self) -> dict[str, Any]:
         """What fixed event weights depend on."""
-        found: dict[str, Any] = {"free steps": self.steps[0], "feedback": self.feedback}
+        found: dict[str, Any] = {
+            "free steps": self.steps[0],
+            "digits": self.encoder.digits,
+            "feedback": self.feedback,
+        }
         if isinstance(self.estimator, EquilibriumPropagation):
             found |= {"nudged steps": self.steps[1], "beta": self.estimator.beta}
         return found

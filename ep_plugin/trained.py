@@ -60,7 +60,7 @@ def pretrained(name: str) -> ConvergentNetwork:
 def load(path: Path) -> ConvergentNetwork:
     """The network that `save` has written, in evaluation mode."""
     saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    settings = {name: _made(value) for name, value in saved["settings"].items()}
+    settings = {name: _made(value) for name, value in saved["settings"].items() if name != "time_axis"}  # the net's own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)
         model = convert(convolutional_2c2fc(**saved["net"]), **settings)

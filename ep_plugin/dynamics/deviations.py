@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message, count_events
+from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message
 from ep_plugin.dynamics.relaxation import Observed, Point, Recorder, Trajectory
 from ep_plugin.dynamics.system import System
 from ep_plugin.profiling import section
@@ -89,13 +89,10 @@ def nudge(
                 sent = {l: phase.move(l, step + 1) for l in group if l in phase.changed}
                 for l, message in sent.items():
                     phase.tell(l, message, listening)
-                    if fired is not None and message.events is not None:
-                        fired[l] += count_events(message.events)
+                    if fired is not None:
+                        fired[l] += message.spikes()
             if recorder is not None:
-                events = [
-                    torch.zeros_like(d) if e is None else e for d, e in zip(phase.deviations, phase.events, strict=True)
-                ]
-                recorder.keep(phase.deviations, phase.traces, events if encoder.spiking else [])
+                recorder.keep(phase.deviations, phase.traces, [m.slots() for m in phase.sent])
         values = [phase.deviation(l).clone() for l in system.layers] if observe == "membrane" else phase.traces
         return Deviations(tuple(values), fired, None if recorder is None else recorder.trajectory())
 
@@ -116,14 +113,17 @@ class _Phase:
         for l, force in forces.items():
             self.changes[l].add_(force)
         self.changed = set(forces)  # the layers that anything has reached
-        self.coded: list[EncoderState] = [encoder.start(c, l, system.depth) for l, c in enumerate(self.changes)]
+        self.coded: list[EncoderState] = [encoder.start(c, l) for l, c in enumerate(self.changes)]
         self.deviations: list[Tensor] = []
         # Layers of one shape share a tensor that stays near the processor, unless every step is looked at.
         rooms: dict[tuple[object, ...], Tensor] = {}
         for l, c in enumerate(self.changes):
             key = (c.shape, c.stride(), l if record else None)
             self.deviations.append(rooms[key] if key in rooms else rooms.setdefault(key, torch.zeros_like(c)))
-        self.events: list[Tensor | None] = [None for _ in system.layers]
+        rest = [torch.zeros_like(c) for c in self.changes] if record and encoder.spiking else self.changes
+        self.sent = [
+            Message(r, None, r, int(encoder.digits)) if encoder.spiking else Message(r, None, None) for r in rest
+        ]
 
     @property
     def traces(self) -> list[Tensor]:
@@ -140,7 +140,7 @@ class _Phase:
         """A layer takes its deviation and encodes what it will send."""
         with section(f"layer {l} neurons"):
             message = self.encoder.encode(self.deviation(l), self.coded[l], time, self.system.activations[l].maximum)
-            self.events[l] = message.events
+            self.sent[l] = message
             return message
 
     def tell(self, l: int, message: Message, listening: set[int]) -> None:

@@ -47,7 +47,7 @@ class NetworkState:
         self.drives = [_external(system, l, offsets) for l in system.layers]
         zeros = [torch.zeros_like(d) for d in self.drives]
         self.membranes: list[Tensor] = zeros
-        self.coded: list[EncoderState] = [encoder.start(z, l, system.depth) for l, z in enumerate(zeros)]
+        self.coded: list[EncoderState] = [encoder.start(z, l) for l, z in enumerate(zeros)]
         self.sent: list[Message | None] = [None for _ in zeros]
         self.links = [_Link(bound, offset) for bound, offset in zip(system.bound, offsets, strict=True)]
         self.moving: Tensor | None = None

@@ -1,5 +1,6 @@
 """Settling to equilibrium: the free phase."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ep_plugin.dynamics.encoders.base import Encoder, count_events
+from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.encoders.graded import Graded
 from ep_plugin.dynamics.network_state import NetworkState
 from ep_plugin.dynamics.system import System
@@ -84,22 +85,24 @@ def depth(levels: Sequence[int]) -> int:
     return max(levels) - min(levels) + 1
 
 
-# Deepest network -> free and nudged steps with which events have told enough, and graded ones settled.
-_SPIKING = {3: (7, 5), 9: (8, 6), 17: (15, 10)}
-_GRADED = {9: (3, 2), 17: (4, 3)}
+# Deepest network -> free and nudged steps in which graded states settle; ternary digits that events have to tell.
+_SETTLED = {9: (3, 2), 17: (4, 3), math.inf: (6, 4)}
+_DIGITS = {3: (7, 5), 9: (8, 6), 17: (15, 10), math.inf: (20, 12)}
 
 
 def default_steps(levels: int, encoder: Encoder) -> tuple[int, int]:
     """Free and nudged steps for a network of so many levels.
 
-    Events need steps for their digits, the more the deeper the network; graded states do not; the means
-    of binary spikes need more of both.
+    Enough for the states to settle and for their digits to be told: the more of both the deeper the network. The
+    means of binary spikes need more free steps.
     """
+    settled, digits = (
+        next(counts for deepest, counts in table.items() if levels <= deepest) for table in (_SETTLED, _DIGITS)
+    )
     if encoder.averages:
-        free, nudged = default_steps(levels, encoder.for_deviations())
-        return max(15, 2 * free), nudged
-    table, beyond = (_SPIKING, (20, 12)) if encoder.spiking else (_GRADED, (6, 4))
-    return next((steps for deepest, steps in table.items() if levels <= deepest), beyond)
+        return max(15, 2 * digits[0]), default_steps(levels, encoder.for_deviations())[1]
+    free, nudged = (max(n, math.ceil(d / encoder.digits)) for n, d in zip(settled, digits, strict=True))
+    return free, nudged
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Trajectory:
     Attributes:
         states: membranes (in a nudged phase: deviations, times c_l).
         traces: what the neighbours knew of them.
-        spikes: -1, 0 or 1; None for graded neurons.
+        spikes: -1, 0 or 1, as many a step as an event has digits, one after the other, `[steps * digits, B, ...]`;
+            None for graded neurons.
     """
 
     states: tuple[Tensor, ...]
@@ -248,7 +252,7 @@ def relax(
             state.sweep(order, step + 1)
             messages = [m for m in state.sent if m is not None]
             if fired is not None:
-                fired += torch.stack([count_events(m.events) for m in messages if m.events is not None])
+                fired += torch.stack([m.spikes() for m in messages])
             if means is not None:
                 means.see(step, state.membranes, state.traces)
             if recorder is not None:
@@ -322,19 +326,16 @@ class Recorder:
 
     def see(self, state: NetworkState) -> None:
         """A step that has just been made."""
-        self.keep(state.membranes, state.traces, [m.events for m in state.sent if m is not None])
+        self.keep(state.membranes, state.traces, [m.slots() for m in state.sent if m is not None])
 
-    def keep(self, states: Sequence[Tensor], traces: Sequence[Tensor], events: Sequence[Tensor | None]) -> None:
-        """What the neurons are at, what is known of them, and what they have sent."""
-        sent = [t.detach().clone() for t in events if t is not None]
+    def keep(self, states: Sequence[Tensor], traces: Sequence[Tensor], slots: Sequence[Sequence[Tensor]]) -> None:
+        """What the neurons are at, what is known of them, and the spikes that they have sent."""
+        sent = [torch.stack(list(own)) for own in slots if own]
         self.steps.append(([t.detach().clone() for t in states], [t.detach().clone() for t in traces], sent or None))
 
     def trajectory(self) -> Trajectory:
         """One tensor `[steps, B, ...]` a layer."""
-        states, traces, spikes = (
-            None if kind[0] is None else tuple(torch.stack(layer) for layer in zip(*kind, strict=True))
-            for kind in zip(*self.steps, strict=True)
-        )
-        assert states is not None
-        assert traces is not None
-        return Trajectory(states, traces, spikes)
+        states, traces, spikes = zip(*self.steps, strict=True)
+        sent = None if spikes[0] is None else tuple(torch.cat(layer) for layer in zip(*spikes, strict=True))
+        states, traces = (tuple(map(torch.stack, zip(*kind, strict=True))) for kind in (states, traces))
+        return Trajectory(states, traces, sent)

@@ -95,11 +95,6 @@ class System:
         return range(len(self.activations))
 
     @property
-    def depth(self) -> int:
-        """How many levels its layers stand on."""
-        return max(self.levels) - min(self.levels) + 1
-
-    @property
     def like(self) -> Tensor:
         """A tensor of the batch's size, dtype and place."""
         return self.values.drives[0]

@@ -48,7 +48,7 @@ def step(
         new state. The old one stays as it is.
     """
     if state is None:
-        state = ConvergentState(torch.zeros_like(drive), encoder.start(drive.detach(), 0, 1), 0)
+        state = ConvergentState(torch.zeros_like(drive), encoder.start(drive.detach(), 0), 0)
     elif not isinstance(state, ConvergentState):
         raise TypeError(
             f"{name} is a {type(state).__name__}; expected what the last call returned, or None to start from rest"

@@ -41,20 +41,25 @@ def test_a_free_phase_step_by_step(problem, encoder):
         assert e.spikes is None
         return
     for l, spikes in enumerate(found.spikes):
-        assert spikes.shape == found.states[l].shape
+        digits = 1 if encoder in BINARY else ep.AdaptiveDelta().digits
+        assert spikes.shape == (7 * digits, *e.states[l].shape)
         assert set(spikes.unique().tolist()) <= ({0.0, 1.0} if encoder in BINARY else {-1.0, 0.0, 1.0})
         assert torch.equal(spikes.abs().flatten(2).sum((0, 2)), e.spikes[l])
 
 
+@pytest.mark.parametrize("digits", [1, 3])
 @pytest.mark.parametrize("event_weight", ["sample", "power_of_two"])
-def test_a_trace_is_the_sum_of_its_weighted_events(event_weight, float64):
-    """Every change of a layer's trace is one number a sample times -1, 0 or 1, and they add up."""
-    model, x = settling("convolutional", ep.AdaptiveDelta(event_weight), steps=9)
+def test_a_trace_is_the_sum_of_its_weighted_events(event_weight, digits, float64):
+    """Every change of a layer's trace is one number a sample times a whole number of ternary digits; they add up."""
+    model, x = settling("convolutional", ep.AdaptiveDelta(event_weight, digits), steps=9)
     found = model.free_phase(x, record=True).trajectory
     for traces, spikes in zip(found.traces, found.spikes, strict=True):
         changes = traces.diff(dim=0, prepend=torch.zeros_like(traces[:1]))
-        weights = changes.abs().flatten(2).amax(2)
-        rebuilt = (spikes * weights.view(*weights.shape, *[1] * (spikes.dim() - 2))).cumsum(0)
+        slots = spikes.unflatten(0, (9, digits))
+        places = 3.0 ** torch.arange(digits - 1, -1, -1).view(-1, *[1] * (spikes.dim() - 1))
+        numbers = (slots * places).sum(1)
+        weights = changes.abs().flatten(2).amax(2) / numbers.abs().flatten(2).amax(2)
+        rebuilt = (numbers * weights.view(*weights.shape, *[1] * (spikes.dim() - 2))).cumsum(0)
         torch.testing.assert_close(rebuilt, traces, rtol=0, atol=1e-12)
         assert (weights > 0).all()  # somebody speaks as long as there is an error
 

@@ -13,13 +13,30 @@ class Message(NamedTuple):
     """What a layer sends in a step: its trace changes by `sent * weight`.
 
     `sent` is `[B, ...]`. `weight` is None (1), or a number for each sample, `[B]`: so that spikes
-    travel as the small integers that they are. `events` are the spikes, -1, 0 or 1; None for graded
-    neurons. All are overwritten in the next step.
+    travel as the small integers that they are. `events` are whole numbers, of so many ternary `digits`: each digit
+    that is not 0 is a spike. None for graded neurons. All are overwritten in the next step.
     """
 
     sent: Tensor
     weight: Tensor | None
     events: Tensor | None
+    digits: int = 1
+
+    def slots(self) -> list[Tensor]:
+        """The spikes of the step one after the other, each -1, 0 or 1, `[B, ...]`; none of graded neurons."""
+        if self.events is None:
+            return []
+        found, rest = [], self.events.detach()
+        for _ in range(self.digits - 1):
+            higher = torch.round(rest / 3)
+            found.append(rest - 3 * higher)
+            rest = higher
+        return [rest, *reversed(found)]
+
+    def spikes(self) -> Tensor:
+        """How many spikes each sample has sent, `[B]`: the squares of the digits, the fastest of reductions."""
+        norms = [torch.linalg.vector_norm(rows(slot), dim=1) for slot in self.slots()]
+        return torch.stack(norms).square_().round_().sum(0)
 
 
 @dataclass
@@ -51,13 +68,17 @@ class Encoder(Protocol):
         signed: whether its signal may be negative.
         averages: whether its traces are noisy, so that what is read are their means over the last
             half of a phase.
+        digits: how many ternary digits a step can tell of a state (infinitely many: the state itself).
     """
 
     spiking: bool
     signed: bool
     averages: bool
 
-    def start(self, like: Tensor, layer: int, depth: int = 1) -> Any:
+    @property
+    def digits(self) -> float: ...
+
+    def start(self, like: Tensor, layer: int) -> Any:
         """The state of a layer at rest, for states shaped as `like`: an `EncoderState`.
 
         (Configurations accept a class for a protocol only if its methods return the very same types.)
@@ -71,9 +92,3 @@ class Encoder(Protocol):
 
     def for_deviations(self) -> "Encoder":
         """What tells deviations in the nudged phase."""
-
-
-def count_events(events: Tensor) -> Tensor:
-    """How many spikes (-1, 0 or 1) each sample has sent, `[B]`: their squares, the fastest of reductions."""
-
-    return torch.linalg.vector_norm(rows(events.detach()), dim=1).square_().round_()

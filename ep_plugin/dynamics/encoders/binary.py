@@ -39,6 +39,7 @@ class _Decoded:
     spiking = True
     signed = False
     averages = True
+    digits = 1
 
     def __post_init__(self) -> None:
         fraction("rate", self.rate)
@@ -48,7 +49,7 @@ class _Decoded:
     def step_size(self, time: int) -> float:
         return min(1.0, self.rate * time**-self.exponent)
 
-    def start(self, like: Tensor, layer: int, depth: int = 1) -> QuantizerState:
+    def start(self, like: Tensor, layer: int) -> QuantizerState:
         zeros = (torch.zeros_like(like) for _ in range(5))
         return QuantizerState(*zeros)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta, DeltaState, event_weights, send
-from ep_plugin.dynamics.encoders.base import Encoder, Message
+from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta, event_weights, send
+from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message
 from ep_plugin.tensors import into
 
 FREE, NUDGED = 0, 1
@@ -83,6 +83,7 @@ class FixedEvents:
     """`AdaptiveDelta` with the constants of a network, in one of its phases."""
 
     weights: EventWeights
+    digits: int
     phase: int = FREE
 
     spiking = True
@@ -92,16 +93,16 @@ class FixedEvents:
     # A new batch's weight in the running mean, once there have been enough of them.
     momentum = 0.1
 
-    def start(self, like: Tensor, layer: int, depth: int = 1) -> "FixedState":
+    def start(self, like: Tensor, layer: int) -> "FixedState":
         if layer == 0:
             self.weights.begin(self.phase)
-        return FixedState(torch.zeros_like(like), torch.empty_like(like), depth, layer)
+        return FixedState(torch.zeros_like(like), torch.empty_like(like), layer)
 
     def encode(self, signal: Tensor, state: "FixedState", time: int, maximum: float) -> Message:
         error = torch.sub(signal, state.trace, out=into(state.change))
         weight = self.weights.values[self.phase, state.layer, time - 1].to(error.dtype)
         if self.weights.training:
-            measured = event_weights(error.detach(), state.depth)
+            measured = event_weights(error.detach(), self.digits)
             # (A sample that is no number has no say in it: a gradient scaler meets such ones by design.)
             valid = measured.isfinite()
             mean = torch.where(valid, measured, 0).sum() / valid.sum()
@@ -110,14 +111,14 @@ class FixedEvents:
             self.weights.values[self.phase, state.layer, time - 1] = weight
         # Where there was never anything to tell, an event would stand for nothing: none is sent.
         weight = torch.where(weight > 0, weight, torch.finfo(weight.dtype).max)
-        return send(error, weight.expand(len(error)), state)
+        return send(error, weight.expand(len(error)), state, self.digits)
 
     def for_deviations(self) -> Encoder:
-        return FixedEvents(self.weights, NUDGED)
+        return FixedEvents(self.weights, self.digits, NUDGED)
 
 
 @dataclass
-class FixedState(DeltaState):
+class FixedState(EncoderState):
     """The state of a layer that knows which one it is."""
 
     layer: int

@@ -1,5 +1,6 @@
 """Graded neurons: no spikes."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,9 @@ class Graded:
     spiking = False
     signed = True
     averages = False
+    digits = math.inf
 
-    def start(self, like: Tensor, layer: int, depth: int = 1) -> EncoderState:
+    def start(self, like: Tensor, layer: int) -> EncoderState:
         return EncoderState(torch.zeros_like(like), torch.empty_like(like))
 
     def encode(self, signal: Tensor, state: EncoderState, time: int, maximum: float) -> Message:
