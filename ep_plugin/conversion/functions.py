@@ -208,7 +208,7 @@ def modules_of(
         if function in RESHAPES and not options:
             return _reshaped(args)
         if function in _SAME_ARGUMENTS:
-            return [_SAME_ARGUMENTS[function](*args, **options)]
+            return [_out_of_place(_SAME_ARGUMENTS[function](*args, **options))]
         if function in _DROPOUTS:
             p = args[0] if args else options.get("p", 0.5)
             return _dropped(_DROPOUTS[function], p, args[1] if len(args) > 1 else options.get("training", True))
@@ -220,6 +220,13 @@ def modules_of(
             known = {k: v for k, v in options.items() if k not in ("recompute_scale_factor", "antialias") or v}
             return [nn.Upsample(*args, **known)]
     return [Function(function, (*args[:place], Slot(0), *args[place:]), options)]
+
+
+def _out_of_place(module: nn.Module) -> nn.Module:
+    """A module of the trace's own that leaves its input to the others who take it."""
+    if hasattr(module, "inplace"):
+        module.inplace = False  # type: ignore[assignment]
+    return module
 
 
 def _dropped(kind: type[nn.Module], p: float, training: Any) -> list[nn.Module]:

@@ -5,6 +5,7 @@ unknown ones that a loop may run through. Whatever else only a value can tell is
 """
 
 import inspect
+import operator
 import random
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,6 +30,14 @@ CHANGES_PARAMETERS = (
     "forward changes the model's parameters in place, which the converted model would not do; change them after each "
     "step of the optimizer instead"
 )
+
+
+STATES = ("mem", "spk", "syn", "syn_exc", "syn_inh")
+"""What snnTorch's neurons keep of their last call."""
+
+
+def state_of(neuron: Any, state: str) -> Any:
+    """Stands in a trace for what a neuron keeps."""
 
 
 class Mode(int):
@@ -66,19 +75,20 @@ class Trace:
     by_mode: bool
 
 
-def trace(net: nn.Module, example: Tensor | None = None, length: int = 0) -> Trace:
+def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls: int = 1) -> Trace:
     """What `net(x)` computes. The model is left as it was.
 
     Args:
         net: any module.
         example: an input, whose sizes are used.
         length: what unknown sizes are, without an example.
+        calls: how many times it is called, one after the other; the last one's output counts.
 
     Raises:
         ValueError: it cannot be traced, with the line and the reason.
     """
     modules = dict(net.named_modules())
-    root = _Root(net)
+    root = _Root(net, calls)
     tracer = _Tracer(net, root, modules, example, length)
     draws = random.getstate()
     try:
@@ -134,13 +144,14 @@ def _uncompiled() -> Iterator[None]:
 class _Root(nn.Module):
     """Calls the model as a user does, so that its hooks, partials and its own forward count."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, calls: int) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.calls = net, calls
         self.returned: list[tuple[Path, Any]] = []
 
     def forward(self, args: list[Any], options: dict[str, Any]) -> list[Any]:
-        self.returned = list(_leaves(self.net(*args, **options)))
+        for _ in range(self.calls):
+            self.returned = list(_leaves(self.net(*args, **options)))
         return [leaf for _, leaf in self.returned]
 
 
@@ -232,6 +243,19 @@ class _Traced(fx.Proxy):
         if self._is_argument():
             return f"the argument {self.node.target!r} of forward, which has no value,"
         return "a value that depends on the input"
+
+    # A traced value that is changed in place is another one for all that hold it.
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_method", "__setitem__", (self, index, value), {})
@@ -349,6 +373,9 @@ class _Tracer(fx.Tracer):
 
         def called(*args: Any, **kwargs: Any) -> Any:
             made: Any = self.create_proxy("call_module", name, args, kwargs)
+            for state in STATES:  # what the neuron itself would have set by now
+                if state in m._buffers:
+                    m._buffers[state] = self.create_proxy("call_function", state_of, (made, state), {})  # type: ignore[assignment]
             count = found.outputs(m)
             return tuple(made[i] for i in range(count)) if count else made
 

@@ -1,5 +1,6 @@
 """What a forward does to real tensors while it is traced: draws, and writes into tensors that it holds."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ DRAWS = frozenset(
 )
 """Functions and methods that draw anew each time."""
 
+_OPERATORS = {f"i{name}": getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow", "matmul")}
+
 DRAWN = (
     "a random draw in forward, which a relaxation would see once and the original anew in every step; give the "
     "network the probabilities themselves (its input is a rate), or draw outside and give all steps, with "
@@ -47,9 +50,34 @@ def function_name(function: Any) -> str:
 
 def is_in_place(name: str) -> bool:
     """Whether a function of this name changes its first argument."""
+    if name in _OPERATORS:
+        return True
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
     return name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_", "retain_grad_")
+
+
+def asks_in_place(node: fx.Node) -> bool:
+    """Whether a function is told to change its first argument."""
+    function = node.target
+    if node.kwargs.get("inplace") is True:
+        return True
+    if getattr(function, "__module__", "") != "torch.nn.functional" or not node.args:
+        return False
+    return node.args[-1] is True and (len(node.args) > 3 or "dropout" not in function_name(function))
+
+
+def out_of_place(function: Any) -> Any:
+    """The function that gives the same value and leaves its argument as it is."""
+    name = function_name(function)
+    if name in _OPERATORS:
+        return _OPERATORS[name]
+    if is_in_place(name) and not name.startswith("__"):
+        for home in (Tensor, torch):
+            if getattr(home, name, None) is function and hasattr(home, name[:-1]):
+                return getattr(home, name[:-1])
+        return getattr(torch.nn.functional, name[:-1], function)
+    return function
 
 
 class Watch(TorchFunctionMode):

@@ -66,7 +66,7 @@ class Writing(State):
         self._not_a_parameter(target)
         if target.op == "get_attr":
             self.filled.setdefault(str(target.target), Filled(False, None)).write(..., value)
-        elif function_name(target.target) in _VIEWS:
+        elif function_name(target.target) in _VIEWS and not isinstance(self._raw(target.args[0]), Unknown):
             self._poison(target)
         else:
             self.values[target] = value
