@@ -248,6 +248,7 @@ class Row:
         lr: Adam's learning rate with which it learns.
         turns: max pooling stands before weights, which may feed back to a winner that it be less: then two
             inputs take turns in winning, and the network settles but for what one winner feeds back.
+        converts: False if it is refused with any options.
     """
 
     make: Callable[[], nn.Module]
@@ -257,6 +258,7 @@ class Row:
     refusal: str | None = None
     lr: float = 5e-3
     turns: bool = False
+    converts: bool = True
 
 
 FROZEN = {"options": {"learnable_leak": "freeze"}, "refusal": "learnable leak.*does not depend"}

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from forwards import FORWARDS
 from models import MODELS
 from sklearn.datasets import load_digits
 
 import ep_plugin as ep
 
 STEPS, BATCH = 50, 64
+ROWS = MODELS | FORWARDS
+CONVERTING = [name for name, row in ROWS.items() if row.converts]
 
 
 @pytest.fixture(scope="module")
@@ -16,16 +19,16 @@ def digits():
     return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
 
 
-@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.refusal])
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.refusal])
 def test_refusal(name):
-    with pytest.raises(ValueError, match=MODELS[name].refusal):
-        ep.convert(MODELS[name].make())
+    with pytest.raises(ValueError, match=ROWS[name].refusal):
+        ep.convert(ROWS[name].make())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_converges_to_the_gradient_of_backpropagation(name, digits):
     """Graded, in float64: every parameter's gradient has a cosine >= 0.99 with BPTT's on the same dynamics."""
-    row = MODELS[name]
+    row = ROWS[name]
     x, y = row.input(digits[0][:16]).double(), digits[1][:16]
     model = ep.convert(
         row.make(),
@@ -52,10 +55,10 @@ def test_converges_to_the_gradient_of_backpropagation(name, digits):
     print(f"\n{name}: least cosine {worst:.6f}", end="")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_loss_falls_by_half_in_50_steps(name, digits):
     """Spiking, with Adam."""
-    row, (x, y) = MODELS[name], digits
+    row, (x, y) = ROWS[name], digits
     model = ep.convert(row.make(), **row.options)
     optimizer = torch.optim.Adam(model.parameters(), row.lr)
     losses = []
