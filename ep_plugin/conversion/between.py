@@ -69,7 +69,7 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
     if isinstance(module, _MAX_POOLING):
         return _average(place, module, notes) if max_pooling == "average" else module
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
-        raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more")
+        raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more (2 for all steps at once)")
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         notes.append(f"{place} uses its running statistics, also in training, so they stay as they are")
         try:

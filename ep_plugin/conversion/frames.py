@@ -24,6 +24,12 @@ def is_of_input(signal: Signal) -> bool:
     return all(isinstance(s, Input) and s.axis is None for s in sources(signal))
 
 
+def is_of_steps(signal: Signal) -> bool:
+    """Whether a signal is made of the input at any step, and nothing else."""
+    found = sources(signal)
+    return bool(found) and all(isinstance(s, Input) and s.axis is not None and s.step is None for s in found)
+
+
 class Frames:
     """Selects steps of what is made of the input.
 

@@ -58,8 +58,8 @@ class Held(nn.Module):
         return self.tensor
 
 
-def constant(name: str, held: Held) -> Signal:
-    """A tensor of the model as a signal that is made of nothing."""
+def constant(name: str, held: nn.Module) -> Signal:
+    """A tensor of the model (`Held`) as a signal that is made of nothing."""
     return Joined(name, held, ())
 
 

@@ -1,5 +1,7 @@
 """A traced forward as the plan of one step: every node of the trace becomes a value, one after the other."""
 
+import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import frames as f
-from ep_plugin.conversion.adapters import adapter_for, find_adapter, place_of
+from ep_plugin.conversion.adapters import adapter_for, find_adapter, lifted, place_of, runs_over_time
 from ep_plugin.conversion.axes import REDUCTIONS
 from ep_plugin.conversion.calls import Calls, first_unknown
 from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
@@ -18,15 +20,19 @@ from ep_plugin.conversion.selection import Selection
 from ep_plugin.conversion.shapes import axes_of
 from ep_plugin.conversion.sizes import EXAMPLE
 from ep_plugin.conversion.state import Made, flat
-from ep_plugin.conversion.trace import Path, Trace, trace
+from ep_plugin.conversion.trace import Path, Trace, state_of, trace
 from ep_plugin.conversion.values import SIGNALS, UNKNOWN, ZEROS, Record, Unknown, Value, any_step, whole_record
-from ep_plugin.conversion.watch import DRAWN, DRAWS, function_name, is_in_place
+from ep_plugin.conversion.watch import DRAWN, DRAWS, asks_in_place, function_name, is_in_place, out_of_place
 from ep_plugin.conversion.writing import Writing
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 _ZEROS = frozenset(["zeros_like", "new_zeros"])
 _MADE = frozenset(["ones_like", "full_like", "empty_like", "new_ones", "new_full", "new_empty", "new_tensor"])
-_OPERATORS = frozenset(["add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor", "mod"])
+_SYMBOLS: dict[str, Callable[..., Any]] = {
+    name: getattr(operator, name)
+    for name in ("getitem", "add", "sub", "mul", "truediv", "neg", "pow", "matmul", "iadd", "isub", "imul", "itruediv")
+} | {"radd": operator.add, "rmul": operator.mul, "div": operator.truediv, "idiv": operator.itruediv}
+"""Methods that stand for operators."""
 
 
 class Reader(Selection, Writing, Calls):
@@ -139,14 +145,49 @@ class Reader(Selection, Writing, Calls):
         name = str(node.target)
         module, found = self.modules[name], find_adapter(self.modules[name])
         received = self._value(next(iter((*node.args, *node.kwargs.values())), None))
+        if (inner := lifted(module)) is not None and found is None:
+            return self._over_time(self.prefix + name, node, lambda signal: self._then(name, [inner], signal))
+        if runs_over_time(module):
+            return self._over_time(name, node, lambda signal: self._at_every_step(name, module, signal))
         if found is None:
             value = self._leaf(node, self.prefix + name, module, received)
-            return self._in_place(node, value) if getattr(module, "inplace", False) else value
+            return self._in_place(node, value) if getattr(module, "inplace", False) is True else value
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
         return self._neuron(name, module, self.signal(received, place_of(name, module)))
 
+    def _over_time(self, name: str, node: fx.Node, step: Callable[[Signal], Value]) -> Value:
+        """What takes all steps at once, as what it does at each."""
+        first = next(iter((*node.args, *node.kwargs.values())), None)
+        if isinstance(first, (tuple, list)) and first:  # a neuron's spikes and its state
+            first = first[0]
+        received = self._value(first)
+        if isinstance(received, Unknown):
+            return received
+        if not isinstance(received, Record) or received.axis != 0:
+            return Unknown(
+                f"{place_of(name, self.modules[str(node.target)])}, which takes all time steps at once: what it is "
+                "given is not known to have them along its first axis; expected the model's input as it is, and "
+                "modules before it that keep that axis (in a norse.Lift)",
+                explained=True,
+            )
+        value = step(received.signal)
+        return Record(value, 0, received.steps) if isinstance(value, SIGNALS) else value
+
+    def _at_every_step(self, name: str, module: nn.Module, signal: Signal) -> Value:
+        """A neuron that takes all steps."""
+        if (parts := adapter_for(module).integrator(module)) is not None:
+            return self._then(name, self._once(("integrator", name), lambda: parts), signal)
+        place = place_of(name, module)
+        if self.found.received.setdefault(name, signal) != signal:
+            raise ValueError(_differs(place, self.found.received[name], signal))
+        self.found.neurons[name], self.latest[name] = module, signal
+        return Spikes(name)
+
     def _leaf(self, node: fx.Node, name: str, module: nn.Module, received: Value) -> Value:
+        if getattr(module, "inplace", False) is True and (kind := type(module)).__module__.startswith("torch."):
+            # Its argument is the new value from now on; the converted model leaves the old one to those before.
+            (module,) = self._once(("out of place", kind, module), lambda: [_out_of_place(module)])
         if node.meta.get("frozen") and any(p.requires_grad for p in module.parameters()):
             self._note(f"{name} is called under torch.no_grad(), and is trained here all the same")
         if len(node.args) == 1 and not node.kwargs:
@@ -181,6 +222,8 @@ class Reader(Selection, Writing, Calls):
             return self._written(node.args[0], node.args[1], self._value(node.args[2]))
         if name in UNCHANGED and not any(isinstance(a, torch.dtype) and not a.is_floating_point for a in node.args[1:]):
             return self._value(node.args[0])
+        if name.strip("_") in _SYMBOLS and name.startswith("__"):
+            return self._called(node, _SYMBOLS[name.strip("_")])
         if name in ("values", "indices") or not hasattr(Tensor, name):
             return Unknown(f"{name} of a value")
         return self._called(node, getattr(Tensor, name))
@@ -189,13 +232,16 @@ class Reader(Selection, Writing, Calls):
         name = function_name(function)
         if name in DRAWS or (name == "rrelu" and node.kwargs.get("training")):
             return Unknown(DRAWN, explained=True)
-        value = self._computed(node, function, name)
-        if is_in_place(name) or node.kwargs.get("inplace") is True or (name[:1] == "i" and name[1:] in _OPERATORS):
-            return self._in_place(node, value)
-        return value
+        value = self._computed(node, out_of_place(function), name)
+        return self._in_place(node, value) if is_in_place(name) or asks_in_place(node) else value
 
     def _computed(self, node: fx.Node, function: Any, name: str) -> Any:
         args, options = node.args, dict(node.kwargs)
+        if function is state_of:
+            neuron = str(args[0].target)  # type: ignore[union-attr]
+            if args[1] == "spk":
+                return Spikes(neuron)
+            return self._membrane(neuron) if args[1] == "mem" else Unknown(f"the synapse of {neuron!r}")
         if name in _ZEROS:
             return ZEROS
         if name in _MADE:
@@ -210,6 +256,8 @@ class Reader(Selection, Writing, Calls):
             if part is not None:
                 return part
             if isinstance(record := self._value(args[0]), Record) and name in REDUCTIONS:
+                if f.is_of_steps(record.signal):
+                    return whole_record(f"{name}()")
                 done = self.records.reduced(name, record, args[1:], options)
                 if done is not None:
                     return done
@@ -229,7 +277,7 @@ class Reader(Selection, Writing, Calls):
         if found.integrator(self.modules[name]) is not None:
             return self.values[node] if index == 0 else Unknown(f"the state of {name!r}")
         if index == 0:
-            return Spikes(name)
+            return self.values[node] if runs_over_time(self.modules[name]) else Spikes(name)
         return self._membrane(name) if index == count - 1 else Unknown(f"the synapse of {name!r}")
 
     def _membrane(self, name: str) -> Value:
@@ -260,6 +308,12 @@ class Reader(Selection, Writing, Calls):
         if traced.sized or len(outputs) != 1 or outputs[0][0]:
             return whole_record(f"{name!r}")
         return outputs[0][1]
+
+
+def _out_of_place(module: nn.Module) -> nn.Module:
+    other = copy.copy(module)
+    other.inplace = False  # type: ignore[assignment]
+    return other
 
 
 def _differs(place: str, before: Signal, signal: Signal) -> str:

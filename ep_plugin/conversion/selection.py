@@ -76,6 +76,8 @@ class Selection(State):
                 return self._kept(value.value, value.axis, index)
             return self._select(value.value, value.axis, index)
         if isinstance(value, Record):
+            if f.is_of_steps(value.signal):
+                return _OF_STEPS
             return self.records.item(value, index)
         return self._index(of, value, index) if isinstance(value, SIGNALS) else None
 
@@ -110,6 +112,8 @@ class Selection(State):
 
     def _select(self, value: Signal | Record, axis: int, place: int) -> Value:
         place = int(place)
+        if isinstance(value, Record) and f.is_of_steps(value.signal):
+            return _OF_STEPS
         if isinstance(value, Record):
             index = (*[slice(None)] * axis, place) if axis >= 0 else (..., place, *[slice(None)] * (-axis - 1))
             return self.records.item(value, index)
@@ -151,6 +155,13 @@ def _is_tensor(module: nn.Module) -> bool:
     return not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and type(module).__module__.startswith("torch.")
 
 
+_OF_STEPS = Unknown(
+    "an index of the input, beside neurons that take all of its steps at once (such as norse.LIF); expected either a "
+    "loop over the steps with cells that take one (norse.LIFCell), or neurons over time alone",
+    explained=True,
+)
+
+
 def _of_samples(index: Any) -> Unknown:
     return Unknown(
         f"an index, {index!r}, which takes some of the samples of the batch, and each has a state of its own; expected "
@@ -160,6 +171,8 @@ def _of_samples(index: Any) -> Unknown:
 
 
 def _of_batch(index: Any) -> Unknown:
+    if isinstance(index, str):
+        return Unknown(f"an entry of a dictionary, {index!r}; expected one tensor as the input", True)
     return Unknown(
         f"an index of the input, {index!r}, which takes some of its first axis; {f.ALL_STEPS}", explained=True
     )

@@ -7,11 +7,12 @@ from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
 
 
 def is_sequence(net: nn.Module) -> bool:
-    """Whether no module in it calls neurons in a forward of its own."""
+    """Whether no module in it calls neurons in a forward of its own, and no neuron in it takes all steps at once."""
     if adapters.find_adapter(net) is not None:
         return True
     return _is_container(net) and all(
-        adapters.find_adapter(m) is not None or not any(adapters.find_adapter(inner) for inner in m.modules())
+        (adapters.find_adapter(m) is not None and not adapters.runs_over_time(m))
+        or not any(adapters.find_adapter(inner) for inner in m.modules())
         for _, m in _leaves(net)
     )
 

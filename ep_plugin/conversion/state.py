@@ -80,7 +80,9 @@ class State:
         self, function: Any, args: tuple[Any, ...], options: dict[str, Any], place: int = 0
     ) -> list[nn.Module]:
         shown = (
-            repr(["a size" if isinstance(a, Size) else a for a in flat(args)]) if function in RESHAPES else repr(args)
+            repr(["a size" if isinstance(a, Size) else a for a in flat(args)][1:])
+            if function in RESHAPES
+            else repr(args)
         )
         return self._once((function, shown, repr(options), place), lambda: modules_of(function, args, options, place))
 

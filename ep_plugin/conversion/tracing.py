@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import place_of
+from ep_plugin.conversion.adapters import place_of, runs_over_time
 from ep_plugin.conversion.outputs import chosen_output, left_out
-from ep_plugin.conversion.plan import Combination, Plan, Signal, combine
+from ep_plugin.conversion.plan import Combination, Input, Plan, Signal, combine
 from ep_plugin.conversion.reader import Made, Reader
 from ep_plugin.conversion.sizes import EXAMPLE
 from ep_plugin.conversion.trace import Path, trace
-from ep_plugin.conversion.values import Record, any_step
+from ep_plugin.conversion.values import Record, Value, any_step
 
 LENGTHS = (37, 41)
 """Steps of a loop over an unknown size: many, so that what begins after some steps is seen."""
@@ -37,10 +37,12 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
             counterpart, with the place and the reason.
     """
     made: Made = {}
-    plan, sized = _read(net, example, output, LENGTHS[0], made)
+    plan, sized, once = _read(net, example, output, LENGTHS[0], made)
+    if once:
+        _same_at_the_next_call(net, example, output, made, plan)
     if not sized:
         return _told(plan, example)
-    other, _ = _read(net, example, output, LENGTHS[1], made)
+    other, _, _ = _read(net, example, output, LENGTHS[1], made)
     for name, module in plan.neurons.items():
         if other.received.get(name) != plan.received[name]:
             raise ValueError(f"{place_of(name, module)} depends on {_BY_SIZE}")
@@ -56,6 +58,20 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
             "is not known)"
         )
     return plan if plan.steps in LENGTHS else _told(plan, example)
+
+
+def _same_at_the_next_call(net: nn.Module, example: Tensor | None, output: Any, made: Made, plan: Plan) -> None:
+    """Refuses a forward of one step that does something else when it is called again.
+
+    Raises:
+        ValueError: what it keeps on the model changes what a neuron receives, or what it returns.
+    """
+    other, _, _ = _read(net, example, output, LENGTHS[0], made, calls=2)
+    if other.output != plan.output:
+        raise ValueError(
+            f"what {type(net).__name__} returns differs from one call to the next, by what it keeps on itself; "
+            "expected the same at every step, since a relaxation has no count of steps. Keep sums outside"
+        )
 
 
 def _told(plan: Plan, example: Tensor | None) -> Plan:
@@ -80,10 +96,15 @@ def _mean(one: Signal, two: Signal) -> Signal:
     return means[0]
 
 
-def _read(net: nn.Module, example: Tensor | None, wanted: Any, length: int, made: Made) -> tuple[Plan, bool]:
-    """The plan, and whether it depends on the length that unknown sizes have."""
-    traced = trace(net, example, length)
-    reader = Reader(net, traced, made)
+def _read(
+    net: nn.Module, example: Tensor | None, wanted: Any, length: int, made: Made, calls: int = 1
+) -> tuple[Plan, bool, bool]:
+    """The plan, whether it depends on the length that unknown sizes have, and whether each neuron is called once."""
+    traced = trace(net, example, length, calls)
+    given: Value = Input()
+    if any(runs_over_time(module) for module in net.modules()):
+        given = Record(Input(axis=0), 0, length if example is None else len(example))
+    reader = Reader(net, traced, made, given)
     plan = reader.found
 
     def size(axis: int) -> int | None:
@@ -105,4 +126,4 @@ def _read(net: nn.Module, example: Tensor | None, wanted: Any, length: int, made
     if traced.by_mode and plan.neurons:
         mode = "training" if net.training else "evaluation"
         plan.notes.append(f"forward asks for self.training, and is converted as it is in {mode} mode")
-    return plan, traced.sized
+    return plan, traced.sized, any(len(each) == 1 for each in reader.calls.values())

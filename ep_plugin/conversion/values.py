@@ -108,7 +108,7 @@ Value = Signal | Record | Pieces | Several | Unknown | Filled
 SIGNALS = (Input, Spikes, Applied, Joined, Combination)
 UNKNOWN = Unknown("a tensor that forward makes or reads itself")
 ZEROS = Unknown("a tensor of zeros that forward makes")
-ONE_STEP = "apply it to one step, inside the loop"
+ONE_STEP = "apply it to one step, inside the loop (before neurons over time: in a norse.Lift)"
 
 
 def whole_record(name: str) -> Unknown:

@@ -84,6 +84,20 @@ def adapter_for(module: nn.Module) -> Adapter:
     return found
 
 
+def runs_over_time(module: nn.Module) -> bool:
+    """Whether it is a neuron that takes all time steps in one call."""
+    found = find_adapter(module)
+    return found is not None and found.runs_over_time(module)
+
+
+def lifted(module: nn.Module) -> nn.Module | None:
+    """What `norse.Lift` calls at every step; None for other modules."""
+    inner = module
+    while type(inner).__name__ == "Lift" and type(inner).__module__ == "norse.torch.module.lift":
+        inner = inner.get_submodule("lifted_module")
+    return None if inner is module else inner
+
+
 def place_of(name: str, module: nn.Module) -> str:
     return f"module {name!r} ({type(module).__name__})"
 

@@ -28,7 +28,7 @@ import torch
 from norse import torch as norse
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import LearnableLeak, Neuron
+from ep_plugin.conversion.adapters import LearnableLeak, Neuron, lifted
 from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.norse import ConvergentLIFBoxCell
 
@@ -130,28 +130,21 @@ _PLAIN = (
 
 
 def is_neuron(module: nn.Module) -> bool:
-    bases = type(lifted(module)).__mro__
-    own = next((base.__name__ for base in bases if base.__module__.startswith("norse.torch.module.")), None)
-    return type(lifted(module)) in NEURONS or (own is not None and own not in _PLAIN)
-
-
-def lifted(module: nn.Module) -> nn.Module:
-    """What `norse.Lift` calls at every step."""
-    while isinstance(module, norse.Lift):
-        module = module.get_submodule("lifted_module")
-    return module
+    kind = type(_cell(module))
+    own = next((base.__name__ for base in kind.__mro__ if base.__module__.startswith("norse.torch.module.")), None)
+    return kind in NEURONS or (own is not None and own not in _PLAIN)
 
 
 def _cell(module: nn.Module) -> Any:
-    return lifted(module)
+    return lifted(module) or module
 
 
 def _row(module: nn.Module) -> Row:
-    return NEURONS[type(lifted(module))]
+    return NEURONS[type(_cell(module))]
 
 
 def check(place: str, module: nn.Module) -> None:
-    kind = type(lifted(module))
+    kind = type(_cell(module))
     if kind in NEURONS:
         return
     otherwise = (
@@ -220,7 +213,7 @@ def described(place: str, module: nn.Module, learnable_leak: LearnableLeak) -> N
 
 
 def runs_over_time(module: nn.Module) -> bool:
-    return module is not lifted(module) or _row(module).over_time
+    return lifted(module) is not None or _row(module).over_time
 
 
 def differences(neurons: dict[str, nn.Module]) -> list[str]:
