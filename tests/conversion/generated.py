@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import snntorch as snn
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 STEPS = 200
@@ -190,3 +191,64 @@ def output_of(returned, name):
         "dict": lambda r: r["out"],
         "named": lambda r: r.spikes,
     }[name](returned)
+
+
+class Pictures(nn.Module):
+    """One step of a convolutional net; `graph` says what a forward does with its parts."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.joined, self.fc = nn.Conv2d(8, 4, 3, padding=1), nn.Linear(36, WIDTH)
+        self.skip, self.wide = nn.Linear(36, WIDTH, bias=False), nn.Linear(72, WIDTH)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(WIDTH, WIDTH)
+        self.l1, self.l2, self.l3 = (
+            snn.Leaky(beta=1.0, reset_mechanism="subtract", init_hidden=True, threshold=0.9) for _ in range(3)
+        )
+        with torch.no_grad():
+            for m in self.modules():
+                if isinstance(m, (nn.Linear, nn.Conv2d)):
+                    m.weight.uniform_(-0.8, 1.4).div_(m.weight[0].numel() ** 0.5)
+                    if m.bias is not None:
+                        m.bias.uniform_(-0.05, 0.15)
+            self.norm.running_mean.uniform_(-0.1, 0.1)
+            self.norm.running_var.uniform_(0.5, 1.5)
+        self.eval()
+
+    def forward(self, x):
+        return self.graph(self, x)
+
+
+def _head(net, h):
+    return net.out(net.l3(net.fc(h.flatten(1))))
+
+
+PICTURES = {
+    "maxima of the drive": lambda n, x: _head(n, n.l1(F.max_pool2d(n.conv1(x), 2))),
+    "average pooling": lambda n, x: _head(n, F.avg_pool2d(n.l2(n.conv2(n.l1(n.conv1(x)))), 2)),
+    "adaptive pooling": lambda n, x: _head(n, F.adaptive_avg_pool2d(n.l2(n.conv2(n.l1(n.conv1(x)))), 3)),
+    "normalization": lambda n, x: _head(n, F.avg_pool2d(n.l2(n.norm(n.conv2(n.l1(n.norm(n.conv1(x)))))), 2)),
+    "a skip": lambda n, x: _head(n, F.avg_pool2d((s := n.l1(n.conv1(x))) + n.l2(n.conv2(s) - 0.5 * s), 2)),
+    "two ways": lambda n, x: n.out(
+        n.l3(n.fc((a := F.avg_pool2d(n.l1(n.conv1(x)), 2)).flatten(1)) + n.skip(n.l2(n.conv2(a)).view(len(x), -1)))
+    ),
+    "concatenated channels": lambda n, x: _head(
+        n, F.avg_pool2d(n.l2(n.joined(torch.cat([s := n.l1(n.conv1(x)), n.conv2(s)], 1))), 2)
+    ),
+    "concatenated features": lambda n, x: n.out(
+        n.l3(n.wide(torch.cat([(a := F.avg_pool2d(n.l1(n.conv1(x)), 2)).flatten(1), n.l2(n.conv2(a)).flatten(1)], -1)))
+    ),
+    "stacked and summed": lambda n, x: _head(
+        n, torch.stack([a := F.avg_pool2d(n.l1(n.conv1(x)), 2), n.l2(n.conv2(a))]).sum(0)
+    ),
+    "the input to two layers": lambda n, x: _head(n, F.avg_pool2d(n.l2(n.conv2(n.l1(n.conv1(x))) + n.conv1(x)), 2)),
+    "padded and cropped": lambda n, x: _head(
+        n, F.avg_pool2d(n.l1(F.pad(n.conv1(x), (1, 1, 1, 1))), 2, ceil_mode=True)[:, :, :3, :3]
+    ),
+    "functions of the drive": lambda n, x: _head(n, n.l1(torch.tanh(F.avg_pool2d(n.conv1(x), 2)) * 1.2 + 0.1)),
+    "features of two layers read": lambda n, x: (
+        n.out(n.skip((a := F.avg_pool2d(n.l1(n.conv1(x)), 2)).flatten(1)))
+        - n.out(n.l3(n.fc(n.l2(n.conv2(a)).flatten(1))))
+    ),
+}

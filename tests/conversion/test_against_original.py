@@ -6,7 +6,20 @@ the equilibrium without feedback, to the accuracy of a rate of 200 steps.
 
 import pytest
 import torch
-from generated import PATHS, READS, RECORDS, RETURNS, STEPS, WIDTH, Generated, Layer, Recipe, output_of
+from generated import (
+    PATHS,
+    PICTURES,
+    READS,
+    RECORDS,
+    RETURNS,
+    STEPS,
+    WIDTH,
+    Generated,
+    Layer,
+    Pictures,
+    Recipe,
+    output_of,
+)
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -60,6 +73,20 @@ def test_ways_to_reduce_a_record(record):
 def test_ways_to_return(returns):
     compare(Recipe("x[t]", CHAIN, "mean", returns, "none"))
     compare(Recipe("constant", CHAIN, "mean", returns, "at the end", seed=1))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_convolutional_graphs(name):
+    """Of one step, called 200 times."""
+    net, x = Pictures(PICTURES[name]), torch.rand(3, 1, 6, 6)
+    model = ep.convert(net, **GRADED).eval()
+    for inputs in (x, x * (torch.rand_like(x) > 0.2)):
+        for neuron in (net.l1, net.l2, net.l3):
+            neuron.reset_mem()
+        with torch.no_grad():
+            expected = sum(net(inputs) for _ in range(STEPS)) / STEPS
+            assert expected.std() > 0.02
+            assert (expected - model(inputs)).abs().max() <= 0.04
 
 
 layers = st.integers(1, 4).flatmap(

@@ -346,3 +346,94 @@ def test_a_branch_on_the_mode_is_told():
 
     with pytest.warns(ep.ConversionWarning, match=r"self.training, and is converted as it is in evaluation mode"):
         ep.convert(Branching().eval())
+
+
+class Reread(Net):
+    """Changes a value in place between two uses."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.relu = change, nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.fc1(x) - 0.5
+        s1, _ = self.lif1(h)
+        self.change(self, h)
+        s2, _ = self.lif2(2 * h)
+        return self.out(s1 + s2)
+
+
+def _added(net, h):
+    h += 0.1
+
+
+CHANGES = {
+    "+=": (_added, lambda h: h + 0.1),
+    "mul_": (lambda net, h: h.mul_(0.5), lambda h: h * 0.5),
+    "relu_": (lambda net, h: h.relu_(), torch.relu),
+    "F.relu": (lambda net, h: F.relu(h, inplace=True), torch.relu),
+    "F.relu, by position": (lambda net, h: F.relu(h, True), torch.relu),
+    "a module": (lambda net, h: net.relu(h), torch.relu),
+    "torch.relu_": (lambda net, h: torch.relu_(h), torch.relu),
+    "clamp_": (lambda net, h: h.clamp_(max=0.2), lambda h: h.clamp(max=0.2)),
+    "nothing": (lambda net, h: h.mul(3), lambda h: h),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_value_changed_in_place_is_another_one_from_then_on(name):
+    """And the old one for those who took it before."""
+    change, expected = CHANGES[name]
+    net, x = Reread(change), torch.rand(4, 8)
+    model = ep.convert(net, **GRADED | {"feedback": 1e-7})
+    h = net.fc1(x) - 0.5
+    r1, r2 = h.clamp(0, 1), (2 * expected(h)).clamp(0, 1)
+    torch.testing.assert_close(model(x), net.out(r1 + r2), rtol=0, atol=1e-5)
+
+
+def test_what_a_model_keeps_for_its_next_call():
+    """Membranes are the neurons' business; spikes that come back, and sums that grow, are not."""
+
+    class Keeps(Net):
+        def __init__(self, kept):
+            super().__init__()
+            self.kept, self.mem, self.last = kept, None, None
+
+        def forward(self, x):
+            h = self.fc1(x)
+            if self.kept == "spikes" and self.last is not None:
+                h = h + self.fc2(self.last)
+            spk, self.mem = self.lif1(h, self.mem)
+            self.last = spk
+            out = self.out(spk)
+            if self.kept == "sum":
+                self.total = getattr(self, "total", 0) + out
+                return self.total
+            return out
+
+    ep.convert(Keeps("membrane"))
+    with pytest.raises(
+        ValueError, match=r"'lif1' \(Leaky\) receives something else the second time.*in the step before"
+    ):
+        ep.convert(Keeps("spikes"))
+    with pytest.raises(ValueError, match=r"what Keeps returns differs from one call to the next.*Keep sums outside"):
+        ep.convert(Keeps("sum"))
+
+
+def test_what_neurons_keep_is_read_as_theirs():
+    class Attribute(Net):
+        def __init__(self, reset):
+            super().__init__()
+            self.lif2 = snn.Leaky(beta=0.5, init_hidden=True, reset_mechanism=reset)
+
+        def forward(self, x):
+            spk, _ = self.lif1(self.fc1(x))
+            self.lif2(self.fc2(spk))
+            return self.out(self.lif2.mem)
+
+    with pytest.raises(ValueError, match=r"'lif2' \(Leaky\) is read by its membrane.*reset_mechanism='none'"):
+        ep.convert(Attribute("subtract"))
+    net, x = Attribute("none"), torch.rand(4, 8)
+    model = ep.convert(net, **GRADED | {"feedback": 1e-7})
+    expected = net.out(2 * net.fc2(net.fc1(x).clamp(0, 1)))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
