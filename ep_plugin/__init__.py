@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compares the two lists
     from ep_plugin.analysis.agreement import Agreement as Agreement
     from ep_plugin.analysis.agreement import gradient_agreement as gradient_agreement
+    from ep_plugin.analysis.energy import EnergyCosts as EnergyCosts
+    from ep_plugin.analysis.operation_counts import OperationCounts as OperationCounts
+    from ep_plugin.analysis.operation_counts import Operations as Operations
+    from ep_plugin.analysis.operations import count_operations as count_operations
     from ep_plugin.comparison import ComparisonSettings as ComparisonSettings
     from ep_plugin.comparison import compare as compare
     from ep_plugin.conversion import ConversionWarning as ConversionWarning
@@ -44,6 +48,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
     from ep_plugin.lightning.monitors import GradientMonitor as GradientMonitor
     from ep_plugin.lightning.monitors import SpikeMonitor as SpikeMonitor
+    from ep_plugin.lightning.operations import OperationsMonitor as OperationsMonitor
     from ep_plugin.linear.base import LinearMap as LinearMap
     from ep_plugin.linear.base import register_linear as register_linear
     from ep_plugin.linear.connection import Connection as Connection
@@ -58,6 +63,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "analysis.agreement": ("Agreement", "gradient_agreement"),
+    "analysis.energy": ("EnergyCosts",),
+    "analysis.operation_counts": ("OperationCounts", "Operations"),
+    "analysis.operations": ("count_operations",),
     "comparison": ("ComparisonSettings", "compare"),
     "conversion": ("ConversionWarning", "convert"),
     "conversion.adapters.registered": ("register_neuron",),
@@ -78,6 +86,7 @@ _HOMES = {
     "lightning.data": ("DigitsDataModule", "FashionMNISTDataModule", "MNISTDataModule"),
     "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
     "lightning.monitors": ("EquilibriumMonitor", "GradientMonitor", "SpikeMonitor"),
+    "lightning.operations": ("OperationsMonitor",),
     "linear.base": ("LinearMap", "register_linear"),
     "linear.connection": ("Connection",),
     "network": ("ConvergentNetwork",),
@@ -88,7 +97,7 @@ _HOMES = {
     "trained": ("pretrained",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("analysis", "conversion", "dynamics", "estimators", "lightning", "linear", "models", "neurons")
+_SUBMODULES = ("analysis", "conversion", "dynamics", "estimators", "lightning", "linear", "models", "neurons", "plots")
 
 __all__ = sorted(_HOME)
 

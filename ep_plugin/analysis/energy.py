@@ -1,0 +1,46 @@
+"""What an operation costs, as published."""
+
+from dataclasses import dataclass
+
+from ep_plugin.validation import finite_number
+
+
+@dataclass(frozen=True)
+class EnergyCosts:
+    """Joules of one operation each. Replace any of them by what you know of your own chip.
+
+    The defaults are those of arithmetic in 32 bit floating point at 45 nm and 0.9 V (M. Horowitz, "Computing's
+    energy problem (and what we can do about it)", ISSCC 2014): addition 0.9 pJ, multiplication 3.7 pJ. Fetching
+    weights and states from memory, which costs more than the arithmetic, is not in them.
+
+    Args:
+        synaptic_operation: an event reaches a synapse: an addition.
+        multiply_add: a multiplication and an addition.
+        neuron_update: a neuron takes a step. By default a multiply-add.
+        reduction_operand: a neuron's part in a layer-wide reduction. By default an addition.
+        weight_update: a weight takes a step. By default a multiply-add.
+
+    Raises:
+        ValueError: a cost is below 0 or not finite.
+        TypeError: a cost is no number.
+
+    Example:
+        >>> EnergyCosts(synaptic_operation=23.6e-12)
+    """
+
+    synaptic_operation: float = 0.9e-12
+    multiply_add: float = 4.6e-12
+    neuron_update: float = 4.6e-12
+    reduction_operand: float = 0.9e-12
+    weight_update: float = 4.6e-12
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if finite_number(name, value) < 0:
+                raise ValueError(f"{name} is {value!r}; expected 0 or more joules")
+
+
+LOIHI = EnergyCosts(synaptic_operation=23.6e-12, neuron_update=81e-12)
+"""A chip's measured costs, memory and routing within the core included: Loihi, 14 nm, 0.75 V (M. Davies et al., "Loihi:
+a neuromorphic manycore processor with on-chip learning", IEEE Micro 38(1), 2018): 23.6 pJ a synaptic operation and
+81 pJ an update of an active neuron (52 pJ of an inactive one). What it has no figure for stays as at 45 nm."""
