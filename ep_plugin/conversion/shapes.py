@@ -1,7 +1,6 @@
 """Shapes of what a traced forward computes, from those of an example: its functions and modules, run without values."""
 
 import copy
-import operator
 from typing import Any
 
 import torch
@@ -14,32 +13,42 @@ class Shapes:
     Args:
         root: where constants are found by their names.
         modules: the model's, by their names.
+
+    Attributes:
+        running: whether modules are called for their shapes now, and not traced.
     """
 
     def __init__(self, root: nn.Module, modules: dict[str, nn.Module]) -> None:
         self.root, self.modules = root, modules
         self.copies: dict[str, nn.Module] = {}
+        self.running = False
 
     @torch.no_grad()
     def of(self, node: fx.Node) -> Any:
         """A tensor on `meta`, or a tuple of them; None if not known."""
+        before, self.running = self.running, True
         try:
-            if node.op == "get_attr":
-                value: Any = self.root
-                for part in str(node.target).split("."):
-                    value = getattr(value, part)
-                return value.detach().to("meta")
-            args, kwargs = fx.map_arg((node.args, node.kwargs), _known)
-            with torch._C.DisableTorchFunction():
-                if node.op == "call_module":
-                    return self._module(str(node.target))(*args, **kwargs)
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                if node.target is operator.getitem or node.op == "call_function":
-                    return node.target(*args, **kwargs)  # type: ignore[operator]
+            return self._of(node)
         except Exception:
             return None
-        return None
+        finally:
+            self.running = before
+
+    def _of(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            *path, name = str(node.target).split(".")
+            owner: Any = self.root
+            for part in path:
+                owner = owner._modules[part]
+            # Not by getattr, which is traced too.
+            found = next(d[name] for d in (owner._parameters, owner._buffers, vars(owner)) if name in d)
+            return found.detach().to("meta")
+        args, kwargs = fx.map_arg((node.args, node.kwargs), _known)
+        if node.op == "call_module":
+            return self._module(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _module(self, name: str) -> Any:
         """A copy of a module without values, whose own `forward` can be run without tracing it."""

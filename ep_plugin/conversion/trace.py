@@ -360,6 +360,8 @@ class _Tracer(fx.Tracer):
         return self.kinds[m]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.shapes is not None and self.shapes.running:
+            return forward(*args, **kwargs)
         if (wrapped := inside_wrapper(m)) is not None:
             return wrapped(*args, **kwargs)
         name = self.path_of_module(m)

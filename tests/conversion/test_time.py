@@ -282,3 +282,31 @@ def test_integrators_over_time_are_a_record():
     plain.load_state_dict(net.state_dict(), strict=False)
     x = torch.rand(4, 8)
     torch.testing.assert_close(model(x), ep.convert(plain, **GRADED)(x))
+
+
+def test_shapes_are_known_behind_modules_and_parameters():
+    """Modules in modules, a recurrent one, weights used by hand."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.deep = nn.GRU(8, 8, batch_first=True), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+        def forward(self, x):
+            return self.deep(self.rnn(x)[0][:, -1])
+
+    def forward(self, x):
+        h = torch.einsum("bi,oi->bo", self.inner(x), self.fc1.weight)
+        assert h.shape == (4, 6)
+        return self.step(h)
+
+    net, x = Timed(forward), torch.rand(4, 5, 8)
+    net.inner = Inner()
+    net.eval()
+    with pytest.raises(ValueError, match=r"compares the shape.*example_input=x.*assert h.shape"):
+        ep.convert(net)
+    model = ep.convert(net, **GRADED | {"feedback": 1e-7}, example_input=x).eval()
+    r1 = (net.inner(x) @ net.fc1.weight.T).clamp(0, 1)
+    expected = net.out(net.fc2(r1).clamp(0, 1))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+    refused(lambda self, x: self.step(self.fc1(x[:, 0]).view(2, -1)), "mixes samples", example_input=x)
