@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ep_plugin.conversion import tracing
+from ep_plugin.conversion import trace, tracing
 from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.between import as_connection_module, without_offset
 from ep_plugin.conversion.computation import Computation
@@ -149,6 +149,8 @@ def _inside(signal: Applied) -> Signal | None:
     if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")) or is_known(signal.module):
         return None
     try:
+        if trace.trace(signal.module, length=7).by_mode:  # what it does in one mode is not what it does
+            return None
         done = tracing.read(signal.module)
     except ValueError:
         return None

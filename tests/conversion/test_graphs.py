@@ -576,3 +576,26 @@ def test_dropout_between_neurons_keeps_the_originals_mode():
     assert torch.equal(evaluated(x), evaluated(x))
     trained = ep.convert(net.train())
     assert not torch.equal(trained(x), trained(x))
+
+
+class ByMode(nn.Module):
+    """A module of the user's that does something else in training."""
+
+    def forward(self, x):
+        return 2 * x if self.training else x
+
+
+class Threefold(nn.Module):
+    """One that does the same in both modes: it is read."""
+
+    def forward(self, x):
+        return 3 * x[:, :4]
+
+
+def test_a_module_that_asks_for_the_mode_is_not_read_in_one_of_them():
+    def of(module):
+        return nn.Sequential(nn.Linear(6, 8), leaky(), module, nn.LazyLinear(4), leaky())
+
+    with pytest.raises(ValueError, match=r"'2' \(ByMode\) cannot be converted: .*register_linear\(ByMode\)"):
+        ep.convert(of(ByMode()))
+    assert ep.convert(of(Threefold()))(torch.rand(2, 6)).shape == (2, 4)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from forwards import FORWARDS
+from graphs import GRAPHS
 from models import MODELS
 from sklearn.datasets import load_digits
 
 import ep_plugin as ep
 
 STEPS, BATCH = 50, 64
-ROWS = MODELS | FORWARDS
+ROWS = MODELS | FORWARDS | GRAPHS
 CONVERTING = [name for name, row in ROWS.items() if row.converts]
 
 
