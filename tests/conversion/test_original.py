@@ -8,7 +8,6 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn.functional as F
-from snntorch import spikegen
 from test_tracing import Net
 from torch import nn
 
@@ -240,112 +239,6 @@ def test_what_has_no_gradient_in_the_original_is_told():
 
     with pytest.warns(ep.ConversionWarning, match=r"fc1 is called under torch.no_grad\(\), and is trained here"):
         ep.convert(Frozen())
-
-
-class Drawing(Net):
-    """Draws in forward; `draw` says how."""
-
-    def __init__(self, draw):
-        super().__init__()
-        self.draw = draw
-
-    def forward(self, x):
-        for x_t in self.draw(x):
-            out = self.out(self.lif1(self.fc1(x_t))[0])
-        return out
-
-
-DRAWS = {
-    "bernoulli": lambda x: (torch.bernoulli(x) for _ in range(5)),
-    "a method": lambda x: (x.clone().bernoulli_() for _ in range(5)),
-    "compared": lambda x: ((torch.rand_like(x) < x).float() for _ in range(5)),
-    "of a constant": lambda x: (x + torch.rand(8) for _ in range(5)),
-    "once": lambda x: [x + torch.randn(8)] * 5,
-    "poisson": lambda x: (torch.poisson(x) for _ in range(5)),
-    "spikegen.rate": lambda x: spikegen.rate(x, num_steps=5),
-    "spikegen.rate_conv": lambda x: (spikegen.rate_conv(x) for _ in range(5)),
-    "a distribution": lambda x: (torch.distributions.Bernoulli(probs=x).sample() for _ in range(5)),
-    "Python's": lambda x: (x * random.random() for _ in range(5)),
-}
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_draws_in_forward_are_refused(name):
-    with pytest.raises(ValueError, match=r"a random draw in forward.*probabilities themselves.*time_varying=True"):
-        ep.convert(Drawing(DRAWS[name]))
-
-
-def test_the_ways_out_of_a_draw():
-    """The probabilities; a loop over what was drawn outside; a module without neurons."""
-    x = torch.rand(4, 8)
-    given = ep.convert(Drawing(lambda x: [x] * 5), **GRADED)
-    assert given(x).shape == (4, 3)
-    drawn = ep.convert(Drawing(lambda x: x), **GRADED, time_varying=True)
-    assert drawn(spikegen.rate(x, num_steps=20)).shape == (4, 3)
-
-    class Noise(nn.Module):
-        def forward(self, x):
-            return x + torch.rand_like(x)
-
-    net = Drawing(lambda x: [net.noise(x)] * 5)
-    net.noise = Noise()
-    noisy = ep.convert(net, **GRADED)
-    assert not torch.equal(noisy(x), noisy(x))
-
-
-def test_a_draw_that_nothing_depends_on_is_none():
-    class Started(Net):
-        def forward(self, x):
-            self.lif1(self.fc1(x), torch.rand(6))
-            return self.out(self.lif1(self.fc1(x), torch.rand(4, 6))[0])
-
-    ep.convert(Started())
-
-
-class Dropping(Net):
-    def __init__(self, place, training):
-        super().__init__()
-        self.place, self.always = place, training
-
-    def drop(self, place, x):
-        if place != self.place:
-            return x
-        return F.dropout(x, 0.5, self.training if self.always is None else self.always)
-
-    def forward(self, x):
-        s1, _ = self.lif1(self.drop("stem", self.fc1(x)))
-        s2, _ = self.lif2(self.drop("between", self.fc2(s1)))
-        return self.drop("readout", self.out(s2))
-
-
-@pytest.mark.parametrize("converted_in", [True, False])
-@pytest.mark.parametrize("place", ["stem", "between", "readout"])
-def test_functional_dropout_follows_the_mode(place, converted_in):
-    model = ep.convert(Dropping(place, None).train(converted_in), **GRADED)
-    x = torch.rand(4, 8)
-    assert any(m.training is converted_in for m in model.modules() if "Dropout" in type(m).__name__)
-    model.train()
-    assert not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
-
-
-@pytest.mark.parametrize("place", ["stem", "readout"])
-def test_functional_dropout_that_is_always_on_or_off(place):
-    x = torch.rand(4, 8)
-    always = ep.convert(Dropping(place, True), **GRADED).eval()
-    assert not torch.equal(always(x), always(x))
-    never = ep.convert(Dropping(place, False), **GRADED).train()
-    assert torch.equal(never(x), never(x))
-
-
-def test_a_branch_on_the_mode_is_told():
-    class Branching(Net):
-        def forward(self, x):
-            return Plain.forward(self, 2 * x if self.training else x)
-
-    with pytest.warns(ep.ConversionWarning, match=r"self.training, and is converted as it is in evaluation mode"):
-        ep.convert(Branching().eval())
 
 
 class Reread(Net):
