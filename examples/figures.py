@@ -285,11 +285,9 @@ def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, tr
 def raster(
     data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, image: int = 0, neurons: int = 50
 ) -> None:
-    """Signed events of one image: some neurons of every layer, in the free and in the nudged phase."""
-    free, nudged = 12, 8
-    model = ep.pretrained("mnist-2c2fc").variant(
-        relaxation=ep.Relaxation(free), estimator=ep.EquilibriumPropagation(steps=nudged)
-    )
+    """Signed events of one image, slot by slot: some neurons of every layer, in the free and in the nudged phase."""
+    model = ep.pretrained("mnist-2c2fc")
+    free, nudged = model.steps
     _, (x, y) = ep.MNISTDataModule(data_dir).load()
     x, y = x[image : image + 1], y[image : image + 1]
     settling = model.free_phase(x, record=True).trajectory
@@ -308,8 +306,10 @@ def raster(
         for sign, colour in {1: "black", -1: COLOURS[3]}.items():
             at, which = (events[:, shown] == sign).nonzero(as_tuple=True)
             axis.scatter(at + 1, which, s=12, marker="|", color=colour, label=f"{sign:+d}")
-        axis.axvline(free + 0.5, color="0.7", linewidth=0.8)
-        axis.set(xlabel="step", yticks=[], xlim=(0, free + nudged + 1))
+        digits = len(events) // (free + nudged)
+        for step in range(1, free + nudged):
+            axis.axvline(step * digits + 0.5, color="0.4" if step == free else "0.85", linewidth=0.8)
+        axis.set(xlabel=f"slot ({digits} a step)", yticks=[], xlim=(0, len(events) + 1))
         first, second = (int(t.spikes[l].abs().sum()) for t in (settling, deviating))
         axis.set_title(f"layer {l}, {events.shape[1]:,} neurons:\n{first:,} events free, {second:,} nudged", fontsize=9)
     axes[1].set_ylabel(f"{neurons} of the neurons that fire")

@@ -267,12 +267,12 @@ def products_alone(net: Net, size: int) -> Step:
 
 
 EP, BPTT, FOLDED = equilibrium_propagation, backpropagation, folded_backpropagation
-FEW_STEPS = {"relaxation": ep.Relaxation(4), "estimator": ep.EquilibriumPropagation(steps=3)}
+ONE_DIGIT = {"encoder": ep.AdaptiveDelta(digits=1)}  # with the steps that it takes
 DEFAULT, LIMIT = "EP, spiking", "products alone"
 CONTENDERS: dict[str, Callable[[Net, int], Step]] = {
     DEFAULT: EP,
     "EP, spiking, bfloat16": partial(EP, half=True),
-    "EP, spiking, 4/3": partial(EP, **FEW_STEPS),
+    "EP, spiking, one digit a step": partial(EP, **ONE_DIGIT),
     "EP, graded": partial(EP, encoder="graded"),
     "EP, full phases (predictive)": partial(EP, **FULL_PHASES),
     "EP by autograd": autograd_of_the_primitive_function,

@@ -37,7 +37,7 @@ def test_steps_an_epoch(tmp_path):
 
 
 def test_steps_that_the_package_chooses_come_back_as_such(tmp_path):
-    model = ep.convert(small_convolutional())
+    model = ep.convert(small_convolutional(), encoder=ep.AdaptiveDelta(digits=1))
     watch = Watch()
     fit(ep.EPLightningModule(model), tmp_path, watch)
     assert watch.seen == [(5, 3), (5, 3), (None, None)]
