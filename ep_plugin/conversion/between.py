@@ -33,7 +33,11 @@ _SMOOTH = (
     *(nn.LogSigmoid, nn.Tanhshrink, nn.Hardswish, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin),
 )
 
-_REASONS: list[tuple[tuple[type[nn.Module], ...], str]] = [
+_REASONS: list[tuple[tuple[type[Any], ...], str]] = [
+    (
+        (nn.modules.lazy.LazyModuleMixin,),
+        "its weights have no size before the first call: call the model once with an example, or give the sizes",
+    ),
     (
         (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm),
         "its statistics are those of the neurons' states, so that it is smooth and not linear, and what it feeds back "

@@ -593,9 +593,17 @@ class Threefold(nn.Module):
 
 
 def test_a_module_that_asks_for_the_mode_is_not_read_in_one_of_them():
-    def of(module):
-        return nn.Sequential(nn.Linear(6, 8), leaky(), module, nn.LazyLinear(4), leaky())
+    def of(module, size=8):
+        return nn.Sequential(nn.Linear(6, 8), leaky(), module, nn.Linear(size, 4), leaky())
 
     with pytest.raises(ValueError, match=r"'2' \(ByMode\) cannot be converted: .*register_linear\(ByMode\)"):
         ep.convert(of(ByMode()))
-    assert ep.convert(of(Threefold()))(torch.rand(2, 6)).shape == (2, 4)
+    assert ep.convert(of(Threefold(), 4))(torch.rand(2, 6)).shape == (2, 4)
+
+
+def test_a_lazy_module_between_neurons_is_called_first():
+    net = nn.Sequential(nn.Linear(6, 8), snn.Leaky(beta=0.5, init_hidden=True), nn.LazyLinear(4), leaky())
+    with pytest.raises(ValueError, match=r"'2' \(LazyLinear\).*no size before the first call: call the model once"):
+        ep.convert(net)
+    net(torch.rand(2, 6))
+    assert ep.convert(net)(torch.rand(2, 6)).shape == (2, 4)
