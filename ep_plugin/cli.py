@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ep_plugin import cli_count
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -220,6 +222,9 @@ def check(
     if found.advice:
         raise typer.Exit(1)
     console.print("Nothing to mend: it settles, fires, and its gradient points where BPTT's does.")
+
+
+app.command()(cli_count.count)
 
 
 def _sizes(shape: str) -> list[int]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils._pytree import tree_leaves
 
 from ep_plugin.analysis.energy import EnergyCosts
 from ep_plugin.analysis.operation_counts import OperationCounts
 from ep_plugin.analysis.operations import count_operations
+from ep_plugin.analysis.plain_operations import any_loss
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.lightning.batches import pair
 from ep_plugin.lightning.module import BPTTLightningModule, EPLightningModule, can_infer
@@ -64,7 +64,7 @@ class OperationsMonitor(L.Callback):
         with torch.enable_grad():
             if isinstance(pl_module, BPTTLightningModule):
                 # Its backward pass is dense, whatever the loss.
-                self.counts = count_operations(pl_module.net, x, y, _any_loss, pl_module.num_steps)
+                self.counts = count_operations(pl_module.net, x, y, any_loss, pl_module.num_steps)
             elif isinstance(pl_module, EPLightningModule) and can_infer(pl_module.model):
                 has_phases = not isinstance(pl_module.model.estimator, ImplicitDifferentiation)
                 self.counts = count_operations(pl_module.model, x, y if has_phases else None, pl_module.loss_of)
@@ -78,7 +78,3 @@ class OperationsMonitor(L.Callback):
         found |= {f"operations/{name} energy": joules for name, joules in self.counts.energy(self.costs).items()}
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
-
-
-def _any_loss(output: Any, _: Any) -> torch.Tensor:
-    return sum((t.sum() for t in tree_leaves(output)), torch.zeros(()))

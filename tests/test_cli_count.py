@@ -1,0 +1,81 @@
+"""`ep-plugin count`: EP's operations and BPTT's, for nets that are called once a step and nets with a loop."""
+
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ep_plugin as ep
+from ep_plugin.cli import app
+
+NETS = """
+import snntorch as snn
+from torch import nn
+import torch
+import ep_plugin as ep
+
+def digits():
+    from ep_plugin.models import small_convolutional
+    return ep.initialize_(small_convolutional())
+
+def converted():
+    return ep.convert(digits())
+
+class Looped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2 = nn.Linear(6, 5), snn.Leaky(beta=0.9), nn.Linear(5, 3)
+
+    def forward(self, x):
+        mem, record = self.lif1.reset_mem(), []
+        for step in range(7):
+            spk, mem = self.lif1(self.fc1(x), mem)
+            record.append(self.fc2(spk))
+        return torch.stack(record)
+"""
+
+
+@pytest.fixture
+def count(tmp_path, monkeypatch):
+    (tmp_path / "nets_to_count.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return lambda *arguments: CliRunner().invoke(app, ["count", *arguments])
+
+
+def test_a_net_that_is_called_once_a_step(count, tmp_path):
+    done = count("nets_to_count:digits", "--shape", "1,8,8", "--num-steps", "10", "--picture", "operations.png")
+    assert done.exit_code == 0, done.output
+    ours, theirs = done.output.split("BPTT, 10 steps")
+    for word in ("free phase", "nudged phase", "weight update", "synaptic ops", "training step", "kept by BPTT"):
+        assert word in ours
+    assert "backward" in theirs
+    assert (tmp_path / "operations.png").stat().st_size > 10_000
+    import nets_to_count
+
+    torch.manual_seed(0)
+    model = ep.convert(nets_to_count.digits()).eval()
+    x = torch.rand(16, 1, 8, 8)
+    own = next(r for r in ep.count_operations(model, x).rows if r.name == "layer 0")
+    line = next(line for line in ours.splitlines() if line.startswith("free phase     layer 0"))
+    assert f"{own.synaptic_operations:,.0f}" in line
+
+
+def test_a_loop_of_its_own_and_a_converted_net(count):
+    done = count("nets_to_count:Looped", "--shape", "6")
+    assert done.exit_code == 0, done.output
+    line = next(line for line in done.output.splitlines() if line.startswith("forward") and "lif1" in line)
+    assert line.split()[3] == "5"  # neurons
+    assert "35" in line  # seven steps of them
+    done = count("nets_to_count:converted", "--shape", "1,8,8", "--batch-size", "4")
+    assert done.exit_code == 0, done.output
+    assert "\nBPTT," not in done.output
+
+
+def test_what_is_refused(count):
+    done = count("nets_to_count:digits")
+    assert done.exit_code == 2
+    assert "--shape 1,28,28" in done.output
+    assert "no 'nothing'" in count("nets_to_count:nothing").output
+    assert "batch_size is 0" in count("nets_to_count:digits", "--shape", "1,8,8", "--batch-size", "0").output
