@@ -40,8 +40,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.initialization import initialize_ as initialize_
     from ep_plugin.lightning.callbacks import FewStepsFirst as FewStepsFirst
     from ep_plugin.lightning.callbacks import RecordErrors as RecordErrors
+    from ep_plugin.lightning.data import CIFAR10DataModule as CIFAR10DataModule
     from ep_plugin.lightning.data import DigitsDataModule as DigitsDataModule
     from ep_plugin.lightning.data import FashionMNISTDataModule as FashionMNISTDataModule
+    from ep_plugin.lightning.data import ImageFolderDataModule as ImageFolderDataModule
     from ep_plugin.lightning.data import MNISTDataModule as MNISTDataModule
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
@@ -83,7 +85,13 @@ _HOMES = {
     "estimators.implicit_differentiation": ("ImplicitDifferentiation",),
     "initialization": ("initialize_",),
     "lightning.callbacks": ("FewStepsFirst", "RecordErrors"),
-    "lightning.data": ("DigitsDataModule", "FashionMNISTDataModule", "MNISTDataModule"),
+    "lightning.data": (
+        "CIFAR10DataModule",
+        "DigitsDataModule",
+        "FashionMNISTDataModule",
+        "ImageFolderDataModule",
+        "MNISTDataModule",
+    ),
     "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
     "lightning.monitors": ("EquilibriumMonitor", "GradientMonitor", "SpikeMonitor"),
     "lightning.operations": ("OperationsMonitor",),

@@ -73,6 +73,28 @@ def test_augmentation_changes_training_images_alone():
         assert torch.equal(z, x.flip(-1) if name == "train" else x)
 
 
+def test_a_split_is_the_same_for_every_seed_and_images_are_shuffled_by_it():
+    def images(part, **settings):
+        data = ep.DigitsDataModule(batch_size=2000, **settings)
+        data.setup()
+        return next(iter(getattr(data, f"{part}_dataloader")()))[0]
+
+    first, second = ({"validation": "split", "seed": seed} for seed in (0, 1))
+    assert torch.equal(images("val", **first), images("val", **second))
+    assert len(images("val", **first)) == 143
+    assert not torch.equal(images("train", **first), images("train", **second))
+    by_share = ({"validation": 0.1, "seed": seed} for seed in (0, 1))
+    assert not torch.equal(*(images("val", **settings) for settings in by_share))
+
+
+def test_a_share_of_no_image_is_refused():
+    data = ep.DigitsDataModule(validation=1e-4)
+    with pytest.raises(ValueError, match=r"validation is 0.0001, which of 1437 training images is none.*or \"test\""):
+        data.setup()
+    data = ep.DigitsDataModule(validation="test")
+    data.setup()
+
+
 @pytest.mark.parametrize("download", [True, False])
 def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeypatch):
     raw = tmp_path / "MNIST" / "raw"

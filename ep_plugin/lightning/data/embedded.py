@@ -1,0 +1,43 @@
+"""Images that come with a dependency."""
+
+import torch
+
+from ep_plugin.lightning.data.images import ImageDataModule, Images
+
+
+class DigitsDataModule(ImageDataModule):
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, which come with it; a fifth of them for the test.
+
+    Batches are images `[B, 1, 8, 8]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        batch_size: images per batch, 1 or more.
+        train_samples: use only the first `train_samples` of the shuffled training images.
+        seed: of the shuffles.
+        validation: share of the training images that is held out, in (0, 1), chosen by `seed`; "split": the same
+            tenth of them for every seed, by which numbers of epochs can be chosen; or "test": train on all
+            of them and measure the error of the test images after every epoch. No choice may then be made
+            by it.
+        augmentation: from one training image `[C, H, W]` to another, such as a transform of
+            torchvision; it draws from PyTorch's global generator.
+        rate_coded: number of steps of spike trains `[T, B, C, H, W]` that the images become, each
+            pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
+            for every batch; None leaves them as they are.
+
+    Raises:
+        ValueError: a number is out of its range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = DigitsDataModule(batch_size=32)
+    """
+
+    def stored(self) -> tuple[Images, Images]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+        y = torch.tensor(digits.target)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # the same split for every seed
+        test, train = order[:360], order[360:]
+        return (x[train], y[train]), (x[test], y[test])

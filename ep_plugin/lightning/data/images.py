@@ -1,0 +1,119 @@
+"""What all data modules share: batches of images `[B, C, H, W]` in [0, 1] and their classes `[B]`.
+
+A normalization, if any, is part of the network. The sets are small, so they are kept as tensors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ep_plugin.validation import count, finite_number
+
+Images = tuple[Tensor, Tensor]
+WORDS = ("split", "test")
+Augmentation = nn.Module | Callable[[Tensor], Tensor]
+
+
+class _Images(TensorDataset):
+    """Images `[N, C, H, W]`, in [0, 1] when they are read, and their classes `[N]`.
+
+    With an augmentation an image is changed anew each time that it is read.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, augmentation: Augmentation | None = None) -> None:
+        super().__init__(x, y)
+        self.augmentation = augmentation
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        x, y = super().__getitem__(index)
+        x = in_unit_range(x)
+        return x if self.augmentation is None else self.augmentation(x), y
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    """Bytes as numbers in [0, 1]; other numbers as they are."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Training images (shuffled by `seed`, the last tenth of them held out for validation) and test images.
+
+    `DigitsDataModule` describes the arguments.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        train_samples: int | None = None,
+        seed: int = 0,
+        validation: float | str = 0.1,
+        augmentation: Augmentation | None = None,
+        rate_coded: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = count("batch_size", batch_size)
+        self.train_samples = None if train_samples is None else count("train_samples", train_samples)
+        self.seed = seed
+        if validation not in WORDS and (
+            isinstance(validation, str) or not 0 < finite_number("validation", validation) < 1
+        ):
+            raise ValueError(f'validation is {validation!r}; expected a share in (0, 1), "split" or "test"')
+        self.validation, self.augmentation = validation, augmentation
+        self.rate_coded = None if rate_coded is None else count("rate_coded", rate_coded)
+        self._sets: dict[str, TensorDataset] = {}
+
+    def stored(self) -> tuple[Images, Images]:
+        """Training and test images as they are kept, `[N, C, H, W]`, bytes or numbers in [0, 1], and their classes."""
+        raise NotImplementedError
+
+    def load(self) -> tuple[Images, Images]:
+        """Training and test images, `[N, C, H, W]` in [0, 1], and their classes."""
+        (x, y), (x_test, y_test) = self.stored()
+        return (in_unit_range(x), y), (in_unit_range(x_test), y_test)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        (x, y), test = self.stored()
+        share = {"test": 0.0, "split": 0.1}.get(str(self.validation), self.validation)
+        assert isinstance(share, float)
+        seed = 0 if self.validation == "split" else self.seed
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        kept = len(x) - int(share * len(x))
+        if share and kept == len(x):
+            raise ValueError(
+                f"validation is {self.validation!r}, which of {len(x)} training images is none; expected a larger "
+                'share, or "test"'
+            )
+        train, held_out = order[:kept][: self.train_samples], order[kept:]
+        self._sets = {
+            "train": _Images(x[train], y[train], self.augmentation),
+            "val": _Images(*test) if self.validation == "test" else _Images(x[held_out], y[held_out]),
+            "test": _Images(*test),
+        }
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Images become spikes. What is no pair of images and classes stays: a module's `example_input_array`."""
+        if self.rate_coded is None or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            return batch
+        from snntorch import spikegen
+
+        x, y = batch
+        return spikegen.rate(x, num_steps=self.rate_coded), y
+
+    def train_dataloader(self) -> DataLoader:
+        shuffle = torch.Generator().manual_seed(self.seed)
+        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, generator=shuffle)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._sets["val"], batch_size=self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self._sets["test"], batch_size=self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()

@@ -1,0 +1,146 @@
+"""Images that torchvision reads, and fetches."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images
+
+
+class _TorchvisionDataModule(ImageDataModule):
+    name: str
+    folder: str  # in `data_dir`, where torchvision puts the files
+    files: str  # what they are, and who else has them
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 64,
+        train_samples: int | None = None,
+        seed: int = 0,
+        download: bool = False,
+        validation: float | str = 0.1,
+        augmentation: Augmentation | None = None,
+        rate_coded: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded)
+        self.data_dir, self.download = Path(data_dir), download
+        raw = self.data_dir / self.folder
+        if not download and not (raw.is_dir() and any(raw.iterdir())):
+            raise ValueError(f"no {self.name} in {raw}; expected {self.files}, or name another directory with data_dir")
+
+    def prepare_data(self) -> None:
+        """Downloads in one process a machine, before all of them read."""
+        if self.download:
+            self.load()
+
+    def stored(self) -> tuple[Images, Images]:
+        import torchvision
+
+        dataset = getattr(torchvision.datasets, self.name)
+        train, test = (self._tensors(dataset(self.data_dir, train=t, download=self.download)) for t in (True, False))
+        return train, test
+
+    def _tensors(self, dataset: Any) -> Images:
+        """All images of one of torchvision's data sets, as bytes."""
+        return dataset.data.unsqueeze(1), dataset.targets
+
+
+_IDX_FILES = (
+    "the four files that torchvision calls train-images-idx3-ubyte and so on. Let torchvision fetch them with "
+    "download=True, copy them there{}"
+)
+
+
+class MNISTDataModule(_TorchvisionDataModule):
+    """MNIST: 60,000 and 10,000 digits of 28 x 28 pixels.
+
+    Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        data_dir: a directory in torchvision's layout, which holds MNIST/raw.
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        download: let torchvision fetch the files into `data_dir`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
+
+    Raises:
+        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
+            range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = MNISTDataModule("data", batch_size=64)
+    """
+
+    name = "MNIST"
+    folder = "MNIST/raw"
+    files = _IDX_FILES.format("")
+
+
+class FashionMNISTDataModule(_TorchvisionDataModule):
+    """FashionMNIST: 60,000 and 10,000 pieces of clothing of 28 x 28 pixels.
+
+    Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        data_dir: a directory in torchvision's layout, which holds FashionMNIST/raw.
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        download: let torchvision fetch the files into `data_dir`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
+
+    Raises:
+        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
+            range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = FashionMNISTDataModule("data", batch_size=64)
+    """
+
+    name = "FashionMNIST"
+    folder = "FashionMNIST/raw"
+    files = _IDX_FILES.format(" (Debian has dataset-fashion-mnist)")
+
+
+class CIFAR10DataModule(_TorchvisionDataModule):
+    """CIFAR-10: 50,000 and 10,000 photographs of 32 x 32 pixels, in colour.
+
+    Batches are images `[B, 3, 32, 32]` in [0, 1] and their classes `[B]`.
+
+    Args:
+        data_dir: a directory in torchvision's layout, which holds cifar-10-batches-py.
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        download: let torchvision fetch the files into `data_dir`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
+
+    Raises:
+        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
+            range.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> data = CIFAR10DataModule("data", batch_size=64)
+    """
+
+    name = "CIFAR10"
+    folder = "cifar-10-batches-py"
+    files = (
+        "the files that torchvision calls data_batch_1 and so on. Let torchvision fetch them with download=True, copy "
+        "them there, read folders of images with ImageFolderDataModule"
+    )
+
+    def _tensors(self, dataset: Any) -> Images:
+        return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
