@@ -5,7 +5,6 @@ import snntorch as snn
 import torch
 import torch.nn.functional as F
 from test_tracing import Net
-from torch import nn
 
 import ep_plugin as ep
 
