@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ep_plugin.validation import positive
 
@@ -15,8 +16,9 @@ Net = TypeVar("Net", bound=nn.Module)
 def initialize_(net: Net, gain: float = 2.0) -> Net:
     """Fills the weights of every convolution and linear module from U(-gain/sqrt(fan_in), +gain/sqrt(fan_in)).
 
-    Biases become zero. PyTorch's own default corresponds to gain 1, which leaves most bounded
-    neurons near zero, where a nudge pushes them over their bound.
+    Biases become zero. Of a parametrized weight (`torch.nn.utils.parametrize`) it is the one beneath that is filled.
+    PyTorch's own default corresponds to gain 1, which leaves most bounded neurons near zero, where a nudge pushes
+    them over their bound.
 
     Args:
         net: changed in place, with PyTorch's global generator.
@@ -26,7 +28,8 @@ def initialize_(net: Net, gain: float = 2.0) -> Net:
         `net`.
 
     Raises:
-        ValueError: `gain` is not above 0, or `net` has no convolution or linear module.
+        ValueError: `gain` is not above 0, `net` has no convolution or linear module, or the weight of one is computed
+            from several parameters.
         TypeError: `gain` is no number.
 
     Example:
@@ -36,9 +39,23 @@ def initialize_(net: Net, gain: float = 2.0) -> Net:
     modules = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
     if not modules:
         raise ValueError(f"{type(net).__name__} holds no convolution or linear module to initialize")
-    for module in modules:
-        bound = gain / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
-        module.weight.uniform_(-bound, bound)
+    for module, weight in [(module, _learned(module)) for module in modules]:
+        bound = gain / math.sqrt(nn.init._calculate_fan_in_and_fan_out(weight)[0])
+        weight.uniform_(-bound, bound)
         if module.bias is not None:
             module.bias.zero_()
     return net
+
+
+def _learned(module: nn.Module) -> nn.Parameter:
+    """The parameter that the weight is, or that one parametrization after the other makes it from."""
+    weight: object = module.weight
+    if parametrize.is_parametrized(module, "weight"):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        weight = getattr(module.parametrizations["weight"], "original", None)
+    if not isinstance(weight, nn.Parameter):
+        raise ValueError(
+            f"the weight of a {type(module).__name__} is computed from several parameters, so that filling it would "
+            "change nothing; initialize the net before its weight is normalized"
+        )
+    return weight

@@ -1,0 +1,164 @@
+"""Nets that train deep without batch statistics: the weights between their neurons are standardized.
+
+What measurement favours (`StandardizedWeight` at this gain, and biases of zero) stands in `examples/README.md`.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from torch import Tensor, nn
+
+from ep_plugin.models.parts import POOLS, Normalization, image_shape, neuron, normalization, require_size
+from ep_plugin.models.weights import standardized
+from ep_plugin.validation import chosen, count
+
+GAIN = 1.5
+
+
+def vgg(
+    shape: Sequence[int] = (3, 32, 32),
+    channels: Sequence[int] = (64, 64, 128, 128, 256, 256),
+    hidden: int = 256,
+    classes: int = 10,
+    leak: float = 0.9,
+    gain: float = GAIN,
+    dropout: float = 0.0,
+    pooling: str = "max",
+    normalize: Normalization | None = None,
+) -> nn.Sequential:
+    """Convolutions (3x3) one after the other, a hidden layer and a linear readout, for images `[B, C, H, W]`.
+
+    Of 6 to 9 layers of neurons: one a convolution, and the hidden one. Where the number of channels changes, and
+    behind the last convolution, pooling halves the image.
+
+    Args:
+        shape: channels, height and width of an image.
+        channels: of every convolution.
+        hidden: neurons of the hidden layer.
+        classes: outputs.
+        leak: `beta` of the `snn.Leaky` neurons. It has no part in the converted net. (With little of it snnTorch's
+            own neurons are silent in deep layers.)
+        gain: of the standardized weights at the start.
+        dropout: share of the hidden layer's neurons that the readout does not see in training.
+        pooling: "average" or "max".
+        normalize: as in `convolutional_2c2fc`.
+
+    Raises:
+        ValueError: an unknown pooling, a number that is not above 0, or an image too small for the poolings.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> model = convert(vgg((1, 28, 28), channels=(32, 32, 64, 64, 64), pooling="average"))
+    """
+    inputs, height, width = image_shape(shape)
+    pool = chosen("pooling", pooling, POOLS)
+    layers = normalization(normalize, inputs)
+    for outputs, run in groupby(_numbers("channels", channels)):
+        *others, last = run
+        for _ in others:
+            layers += [_convolution(inputs, outputs, gain), neuron(leak)]
+            inputs = outputs
+        layers += [_convolution(inputs, last, gain), pool(2), neuron(leak)]
+        inputs, height, width = last, height // 2, width // 2
+    require_size("vgg", shape, height, width)
+    full = nn.Linear(inputs * height * width, count("hidden", hidden))
+    layers += [nn.Flatten(), standardized(full, gain), neuron(leak)]
+    return nn.Sequential(*layers, *_readout(hidden, classes, dropout))
+
+
+class ResidualBlock(nn.Module):
+    """Two layers of neurons, and the block's input added to what drives the second: f(second(f(first(x))) + skip(x)).
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        pool: of what drives the first layer, and of the skip by the average; None keeps the image's size.
+        leak: as in `residual`.
+        gain: as in `residual`.
+        branch: as in `residual`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, pool: nn.Module | None, leak: float, gain: float, branch: float
+    ) -> None:
+        super().__init__()
+        first = _convolution(inputs, outputs, gain)
+        self.first = first if pool is None else nn.Sequential(first, pool)
+        self.inside = neuron(leak)
+        self.second = _convolution(outputs, outputs, branch)
+        skip: list[nn.Module] = [] if pool is None else [nn.AvgPool2d(2)]
+        if inputs != outputs:
+            skip.append(standardized(nn.Conv2d(inputs, outputs, 1), gain))
+        self.skip = nn.Sequential(*skip)
+        self.sum = neuron(leak)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(self.second(self.inside(self.first(x))) + self.skip(x))
+
+
+def residual(
+    shape: Sequence[int] = (3, 32, 32),
+    channels: Sequence[int] = (64, 128, 256),
+    blocks: Sequence[int] = (1, 1, 2),
+    classes: int = 10,
+    leak: float = 0.9,
+    gain: float = GAIN,
+    branch: float = 0.5,
+    dropout: float = 0.0,
+    pooling: str = "max",
+    normalize: Normalization | None = None,
+) -> nn.Sequential:
+    """A convolution (3x3), stages of residual blocks, and a linear readout of every channel's mean.
+
+    Of 9 (`blocks=(1, 1, 2)`) to 13 (`(2, 2, 2)`) layers of neurons: one, and two a block. Signals are added before
+    neurons, so what neurons send stays in [0, 1]. Each stage but the first begins with pooling.
+
+    Args:
+        shape: channels, height and width of an image.
+        channels: of every stage.
+        blocks: in every stage.
+        classes: outputs.
+        leak: as in `vgg`.
+        gain: as in `vgg`.
+        branch: gain of the convolution that is added to the skip.
+        dropout: share of the channels' means that the readout does not see in training.
+        pooling: "average" or "max".
+        normalize: as in `convolutional_2c2fc`.
+
+    Raises:
+        ValueError: an unknown pooling, a number that is not above 0, another number of channels than of blocks, or
+            an image too small for the poolings.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> model = convert(residual(blocks=(2, 2, 2)))
+    """
+    inputs, height, width = image_shape(shape)
+    pool = chosen("pooling", pooling, POOLS)
+    stages, lengths = _numbers("channels", channels), _numbers("blocks", blocks)
+    if len(stages) != len(lengths):
+        raise ValueError(f"channels has {len(stages)} stages and blocks {len(lengths)}; expected a number of each")
+    halved = 2 ** (len(stages) - 1)
+    require_size("residual", shape, height // halved, width // halved)
+    layers = [*normalization(normalize, inputs), _convolution(inputs, stages[0], gain), neuron(leak)]
+    inputs = stages[0]
+    for stage, (outputs, length) in enumerate(zip(stages, lengths, strict=True)):
+        for n in range(length):
+            layers.append(ResidualBlock(inputs, outputs, pool(2) if stage and not n else None, leak, gain, branch))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_readout(inputs, classes, dropout))
+
+
+def _convolution(inputs: int, outputs: int, gain: float) -> nn.Conv2d:
+    return standardized(nn.Conv2d(inputs, outputs, 3, padding=1), gain)
+
+
+def _readout(inputs: int, classes: int, dropout: float) -> list[nn.Module]:
+    return [*([nn.Dropout(dropout)] if dropout else []), nn.Linear(inputs, count("classes", classes))]
+
+
+def _numbers(what: str, values: Sequence[int]) -> list[int]:
+    found = [count(f"a number of {what}", n) for n in values]
+    if not found:
+        raise ValueError(f"{what} is empty; expected a number for every one")
+    return found
