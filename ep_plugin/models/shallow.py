@@ -72,17 +72,26 @@ def convolutional_2c2fc(
     return net
 
 
-def small_convolutional(classes: int = 10, leak: float = 0.5) -> nn.Sequential:
+def small_convolutional(
+    classes: int = 10, leak: float = 0.5, channels: int = 16, hidden: int = 64, pooling: str = "average"
+) -> nn.Sequential:
     """One convolution and two linear layers, for digits of `[B, 1, 8, 8]`.
 
     Args:
         classes: outputs.
         leak: `beta` of the `snn.Leaky` neurons.
+        channels: of the convolution.
+        hidden: neurons of the hidden layer.
+        pooling: "average" or "max".
+
+    Raises:
+        ValueError: an unknown pooling.
     """
+    pool = chosen("pooling", pooling, POOLS)
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3), nn.AvgPool2d(2), neuron(leak)),
-        *(nn.Flatten(), nn.Linear(16 * 3 * 3, 64), neuron(leak)),
-        nn.Linear(64, classes),
+        *(nn.Conv2d(1, channels, 3), pool(2), neuron(leak)),
+        *(nn.Flatten(), nn.Linear(channels * 3 * 3, hidden), neuron(leak)),
+        nn.Linear(hidden, classes),
     )
 
 
