@@ -14,7 +14,12 @@ convolutions) from the last step's spikes. Its readout then sees the mean withou
 steps, in which the feedback arrives.
 
 The loop that the original model came with has another leak and another reset, and the trained weights are not
-made for it.
+made for it. Test errors of `pretrained` nets at 8 steps, all images (`examples/results/deployment.csv`):
+
+| network | settled | this loop | with feedback | the original's (leak .5) |
+|---|---|---|---|---|
+| MNIST | 0.82 % | 0.88 % | 0.83 % | 9.2 % |
+| FashionMNIST | 9.15 % | 10.04 % | 9.15 % | 50 % |
 
 What is built is a `torch.fx.GraphModule`: modules of PyTorch and of the library, and the loop written out step
 by step (`print(net.code)`). It needs nothing of this package, nor does the file that `torch.save(net)` writes.
