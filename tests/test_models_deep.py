@@ -162,7 +162,7 @@ def test_a_net_is_copied_and_loaded_with_its_gains(make):
             lambda: vgg(normalize=([0.5, 0.5], 0.2)),
             r"mean is \[0.5, 0.5\]; expected one number, or one for each of the 3",
         ),
-        (lambda: residual((3, 3, 9)), r"residual leaves 0 x 2 of an image of the shape \[3, 3, 9\]"),
+        (lambda: residual((3, 7, 19)), r"residual leaves 0 x 2 of an image of the shape \[3, 7, 19\]"),
         (lambda: residual(blocks=(1, 2)), r"channels has 3 stages and blocks 2; expected a number of each"),
         (lambda: residual(branch=-1), r"branch is -1|gain is -1"),
         (lambda: convolutional_2c2fc(shape=(1, 15, 28)), r"2C2FC leaves 0 x 4 of an image of the shape \[1, 15, 28\]"),

@@ -18,7 +18,6 @@ from ep_plugin.models import small_convolutional
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-RECIPES = sorted((CONFIGS.parent / "recipes").glob("*.yaml"))
 DIGITS = ["--config", str(CONFIGS / "digits.yaml")]
 SHORT = ["--trainer.max_epochs=1", "--data.init_args.train_samples=64", "--trainer.accelerator=cpu"]
 
@@ -80,52 +79,10 @@ def test_bad_input_is_a_message_and_exit_code_2(arguments, message):
 
 
 def pretend_data():
-    """What the data modules look for before any work."""
-    for name in ("MNIST", "FashionMNIST"):
-        raw = Path("data", name, "raw")
-        raw.mkdir(parents=True)
-        (raw / "train-images-idx3-ubyte").touch()
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_name_themselves_and_make_a_model(recipe):
-    pretend_data()
-    made = from_arguments(["--config", str(recipe), "--trainer.accelerator=cpu"], run=False)
-    (record,) = [c for c in made.trainer.callbacks if isinstance(c, ep.RecordErrors)]
-    assert (record.name, record.path) == (recipe.stem, Path("examples/results/results.jsonl"))
-    assert type(made.datamodule).__name__.lower().startswith(recipe.stem.split("-")[0])
-    x = torch.rand(2, 1, 28, 28)
-    if isinstance(made.model, ep.EPLightningModule) and made.model.model.time_varying:
-        x = x.repeat(2, 1, 1, 1, 1)
-    assert made.model(x).shape == (2, 10)
-
-
-PAPER = {
-    "encoder": "SigmaDelta(rate=0.5, exponent=0.3)",
-    "observe": "membrane",
-    "feedback": 0.05,
-    "relaxation": "Relaxation(steps=15, step_size=0.85, order='alternating', tolerance=None)",
-    "estimator": "FullPhaseEP(beta=5.0, steps=8, nudging='symmetric')",
-}
-RECIPE_SETTINGS = {  # word in a recipe's name -> what it changes
-    "bptt-same-dynamics": {"estimator": "BackpropThroughTime()"},
-    "graded": {"encoder": "Graded()"},
-    "membrane": {"observe": "membrane"},
-    "rate-coded": {"time_varying": True},
-    "sigma-delta": PAPER,
-    "paper": PAPER | {"encoder": "PredictiveSigmaDelta(rate=0.6, exponent=0.3)"},
-}
-
-
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if "snntorch" not in r.stem], ids=lambda path: path.stem)
-def test_recipes_have_default_settings_but_for_what_their_names_say(recipe):
-    pretend_data()
-    made = from_arguments(["--config", str(recipe), "--trainer.accelerator=cpu"], run=False)
-    expected = ep.convert(small_convolutional()).settings.plain()
-    for word, changes in RECIPE_SETTINGS.items():
-        if word in recipe.stem:
-            expected |= changes
-    assert made.model.model.settings.plain() == expected
+    """What the data module looks for before any work."""
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
 
 
 def test_an_encoder_of_ones_own_settings():
