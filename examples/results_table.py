@@ -10,32 +10,36 @@ import typer
 RESULTS = Path(__file__).parent / "results" / "results.jsonl"
 FORMER = "Measured with full phases, the method of earlier versions"
 PRESENT = "Measured with this version"
+HELD_OUT = "By which epochs are chosen: error of held-out training images"
 
 
 def finished(path: Path) -> pd.DataFrame:
-    """The last line of every run that reached its last epoch; of a name, seed and method the newest."""
+    """The last line of every run that reached its last epoch; of a name, seed, method and images the newest."""
     lines = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
-    lines["measured"] = [PRESENT if _is_present(row) else FORMER for row in lines.to_dict("records")]
+    lines["measured"] = [_title(row) for row in lines.to_dict("records")]
     last = lines[lines.epoch == lines.epochs].sort_values("started")
     return last.groupby(["measured", "name", "seed"]).tail(1)
 
 
-def _is_present(line: dict) -> bool:
-    """Records of earlier versions have no steps."""
-    return isinstance(line.get("steps"), list)
+def _title(line: dict) -> str:
+    """The table that a line belongs to. Records of earlier versions have no steps."""
+    if line["watched"] != "test":
+        return HELD_OUT
+    return PRESENT if isinstance(line.get("steps"), list) else FORMER
 
 
 def main(results: Annotated[Path, typer.Argument(help="What the runs have recorded.")] = RESULTS) -> None:
-    """A row a recipe: the test error at the last epoch of each seed."""
+    """A row a recipe: the error at the last epoch of each seed."""
     rows = finished(results)
-    for measured in (PRESENT, FORMER):
+    for measured in (PRESENT, FORMER, HELD_OUT):
         if (rows.measured == measured).any():
             _print(measured, rows[rows.measured == measured])
 
 
 def _print(title: str, rows: pd.DataFrame) -> None:
     print(f"#### {title}\n")
-    print("| recipe | test error (%) | seeds | epochs | observe | augmented | minutes | products |")
+    watched = "held-out" if title == HELD_OUT else "test"
+    print(f"| recipe | {watched} error (%) | seeds | epochs | observe | augmented | minutes | products |")
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in rows.groupby("name"):
         first = runs.iloc[0]
