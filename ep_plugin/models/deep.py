@@ -1,6 +1,19 @@
 """Nets that train deep without batch statistics: the weights between their neurons are standardized.
 
-What measurement favours (`StandardizedWeight` at this gain, and biases of zero) stands in `examples/README.md`.
+Why with this gain and biases of zero: loss in the second epoch of 5,000 images of CIFAR-10 (JPEG copies) in 200 batches
+of narrow feedforward nets whose neurons are clips, and accuracy on 1,000 others.
+
+| weights at the start | `vgg`, 7 layers | 9 layers |
+|---|---|---|
+| PyTorch's | 1.80, 39 % | 2.06, 27 % |
+| U(-2, 2) / sqrt(fan_in), `initialize_` | 1.76, 39 % | |
+| the same, `CenteredWeight` | 1.43, 45 % | 1.60, 42 % |
+| standardized, gain 1.2 | 1.41, 48 % | 1.66, 42 % |
+| standardized, gain 1.5 | 1.42, 48 % | 1.53, 46 % |
+| standardized, gain 2.2 | 1.66, 41 % | |
+| standardized, gain 1.2, biases 0.25 | 1.49, 46 % | |
+
+`residual` of 9 and 13 layers: 1.39 and 1.42, 50 and 49 %; 1.73, 40 % where the readout sees means over whole channels.
 """
 
 from collections.abc import Sequence
