@@ -2,6 +2,9 @@ import os
 import warnings
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -9,6 +12,14 @@ import torch
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """snnTorch's `utils.reset` resets all neurons of the process, which are those of all tests so far."""
+    import snntorch
+
+    snntorch.SpikingNeuron.clear_instances()
 
 
 @pytest.fixture

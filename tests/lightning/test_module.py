@@ -129,7 +129,7 @@ def saved(model, tmp_path, settings=None):
         ("feedback", 0.9, r"feedback was 0\.02 and is 0\.9"),
         ("encoder", "graded", r"encoder was Adapt.* and is Graded"),
         ("observe", "membrane", "observe was trace and is membrane"),
-        ("relaxation", ep.Relaxation(3), r"steps of the free phase were 7 and are 3"),
+        ("relaxation", ep.Relaxation(2), r"steps of the free phase were 3 and are 2"),
     ],
 )
 def test_a_checkpoint_loaded_into_other_settings_warns(tmp_path, setting, value, told):
@@ -171,10 +171,10 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path):
     (words,) = [str(w.message) for w in told if str(w.message).startswith("the checkpoint's network")]
     assert "\n" not in words
     for difference in (
-        "encoder was PredictiveSigmaDelta(rate=0.6, exponent=0.3) and is AdaptiveDelta(event_weight='sample')",
+        "encoder was PredictiveSigmaDelta(rate=0.6, exponent=0.3) and is AdaptiveDelta(event_weight='sample', digits=3)",
         "observe was membrane and is trace",
         "feedback was 0.05 and is 0.02",
-        "steps of the free phase were 15 and are 7",
+        "steps of the free phase were 15 and are 3",
     ):
         assert difference in words
     as_it_was = other.variant(
