@@ -14,14 +14,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def forgotten():
-    """snnTorch's `utils.reset` resets all neurons of the process, which are those of all tests so far."""
-    import snntorch
-
-    snntorch.SpikingNeuron.clear_instances()
-
-
 @pytest.fixture
 def float64():
     before = torch.get_default_dtype()

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from contenders import (
@@ -18,6 +19,12 @@ from contenders import (
 from torch.profiler import ProfilerActivity, profile
 
 import ep_plugin as ep
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """snnTorch's `utils.reset` resets all neurons of the process, which are those of all tests so far."""
+    snn.SpikingNeuron.init()
 
 
 def gradients(contender, net, **options):
