@@ -171,7 +171,7 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path):
     (words,) = [str(w.message) for w in told if str(w.message).startswith("the checkpoint's network")]
     assert "\n" not in words
     for difference in (
-        "encoder was PredictiveSigmaDelta(rate=0.6, exponent=0.3) and is AdaptiveDelta(event_weight='sample', digits=3)",
+        "encoder was PredictiveSigmaDelta(rate=0.6, exponent=0.3) and is AdaptiveDelta(event_weight='sample', digits=3",
         "observe was membrane and is trace",
         "feedback was 0.05 and is 0.02",
         "steps of the free phase were 15 and are 3",
