@@ -25,7 +25,7 @@ def float64():
 
 @pytest.fixture(autouse=True)
 def resettable():
-    """snnTorch's `utils.reset` goes through all neurons of the process, and fails at a DeltaLeaky without a membrane."""
+    """snnTorch's `utils.reset` goes through all neurons of the process, and fails at a DeltaLeaky without membrane."""
     yield
     if "snntorch" in sys.modules:
         neurons = sys.modules["snntorch"].SpikingNeuron.instances
