@@ -27,6 +27,7 @@ _AVERAGES: dict[type[nn.Module], type[nn.Module]] = {
     nn.AdaptiveMaxPool3d: nn.AdaptiveAvgPool3d,
 }
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_DROPOUTS_BY_MODE = tuple(kind.forward for kind in _DROPOUT)
 _PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 _SMOOTH = (
     *(nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softsign),
@@ -81,6 +82,11 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
         except ValueError as error:
             raise ValueError(f"{place} cannot be converted: {error}") from None
     if isinstance(module, _DROPOUT):
+        if type(module).forward not in _DROPOUTS_BY_MODE:
+            raise ValueError(
+                f"{place} cannot be converted: it does not follow the model's mode, as dropout between neurons does; "
+                "expected nn.Dropout, or F.dropout(x, p, training=self.training)"
+            )
         notes.append(f"{place} draws one mask a batch, the same for all samples, steps and phases")
         return SharedDropout(module)
     if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in _PADDING_MODES:

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from snntorch import spikegen
@@ -114,6 +115,23 @@ def test_functional_dropout_that_is_always_on_or_off(place):
     assert not torch.equal(always(x), always(x))
     never = ep.convert(Dropping(place, False), **GRADED).train()
     assert torch.equal(never(x), never(x))
+
+
+class AlwaysDropping(nn.Dropout):
+    def forward(self, x):
+        return F.dropout(x, self.p, True)
+
+
+def test_dropout_between_neurons_that_ignores_the_mode_is_refused_with_a_way_out():
+    reason = r"does not follow the model's mode.*F\.dropout\(x, p, training=self\.training\)"
+    with pytest.raises(ValueError, match=reason):
+        ep.convert(Dropping("between", True), **GRADED)
+    own = nn.Sequential(nn.Linear(8, 6), snn.Leaky(beta=0.5), AlwaysDropping(), nn.Linear(6, 5), snn.Leaky(beta=0.5))
+    with pytest.raises(ValueError, match="does not follow the model's mode"):
+        ep.convert(own, **GRADED)
+    ep.convert(Dropping("between", None), **GRADED)
+    own[2] = nn.Dropout()
+    ep.convert(own, **GRADED)
 
 
 def test_a_branch_on_the_mode_is_told():
