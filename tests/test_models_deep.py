@@ -1,6 +1,7 @@
 """Standardized weights, and the deep nets that are made with them."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -91,6 +92,17 @@ def test_gradients_are_exact_through_states_that_have_settled(make, pooling):
         for (name, _), a, b in zip(net.named_parameters(), found, exact, strict=True):
             assert b.norm() > 0, name
             assert (a - b).norm() <= limit * b.norm(), name
+
+
+def test_implicit_differentiation_of_a_residual_net_stops_at_rounding():
+    """Its warning, an error here, tells of iterations that go on."""
+    torch.manual_seed(0)
+    net = residual((3, 16, 16), channels=(8, 16, 32))
+    implicit = ep.ImplicitDifferentiation(max_steps=15)
+    model = ep.convert(net, encoder="graded", relaxation=ep.Relaxation(60), estimator=implicit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        F.cross_entropy(model(torch.rand(16, 3, 16, 16)), torch.randint(10, (16,))).backward()
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def modules_of(
     """
     if place == 0:
         if function in (torch.flatten, Tensor.flatten):
-            return [nn.Flatten(*(args or (0,)), **options)]
+            return [_flattened(*args, **options)]
         if function in RESHAPES and not options:
             return _reshaped(args)
         if function in _SAME_ARGUMENTS:
@@ -236,6 +236,10 @@ def _dropped(kind: type[nn.Module], p: float, training: Any) -> list[nn.Module]:
             raise ValueError("it drops channels whatever the mode is; expected training=self.training")
         return [AlwaysDropout(p)] if training else [nn.Identity()]
     return [kind(p).train(int(training) != 0)]
+
+
+def _flattened(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
+    return nn.Flatten(start_dim, end_dim)
 
 
 def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
