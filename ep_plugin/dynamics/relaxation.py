@@ -86,7 +86,7 @@ def depth(levels: Sequence[int]) -> int:
 
 
 # Deepest network -> free and nudged steps in which graded states settle; ternary digits that events have to tell.
-_SETTLED = {9: (3, 2), 17: (4, 3), math.inf: (6, 4)}
+_SETTLED = {9: (4, 3), 17: (4, 3), math.inf: (6, 4)}
 _DIGITS = {3: (7, 5), 9: (8, 6), 17: (15, 10), math.inf: (20, 12)}
 
 

@@ -46,7 +46,7 @@ def check(tmp_path, monkeypatch):
 def test_a_good_net(check):
     done = check("nets_of_a_user:digits", "--shape", "1,8,8")
     assert done.exit_code == 0, done.output
-    for word in ("converted: 2 Leaky", "3 (free phase)", "stem.0.weight", "norm ratio", "spikes per neuron", "Nothing"):
+    for word in ("converted: 2 Leaky", "4 (free phase)", "stem.0.weight", "norm ratio", "spikes per neuron", "Nothing"):
         assert word in done.output
 
 
@@ -185,9 +185,9 @@ def test_no_advice_where_all_is_well_and_what_is_measured():
 
 def test_steps_that_the_package_chooses_are_those_that_are_shown():
     model = model_of()
-    assert model.steps == (3, 2)
+    assert model.steps == (4, 3)
     found = diagnose(model, torch.rand(16, 20), torch.randint(4, (16,)))
-    assert [s.steps for s in found.settling] == [1, 2, 3, 6, 12]
+    assert [s.steps for s in found.settling] == [1, 2, 4, 8, 16]
 
 
 def test_fixed_events_are_only_looked_at_with_the_steps_that_they_were_found_with():
@@ -195,7 +195,7 @@ def test_fixed_events_are_only_looked_at_with_the_steps_that_they_were_found_wit
     x, y = torch.rand(16, 20), torch.randint(4, (16,))
     nn.functional.cross_entropy(model(x), y).backward()
     found = diagnose(model.eval(), x, y)
-    assert [s.steps for s in found.settling if not math.isnan(s.own)] == [3]
+    assert [s.steps for s in found.settling if not math.isnan(s.own)] == [4]
     assert found.advice == []
 
 

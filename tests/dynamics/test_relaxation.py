@@ -138,7 +138,7 @@ def test_steps_by_depth_where_none_are_given():
     )
     assert graded == events < means  # a step of three digits tells as much as graded states settle in one
     steps = [model.variant(encoder=ep.AdaptiveDelta(digits=d)).steps for d in (1, 2, 3, 5)]
-    assert steps == [(7, 5), (4, 3), (3, 2), (3, 2)]
+    assert steps == [(7, 5), (4, 3), (4, 3), (4, 3)]
     assert means[1] == events[1]  # what tells deviations is the same
     assert model.variant(relaxation=ep.Relaxation(9), estimator=ep.FullPhaseEP(steps=5)).steps == (9, 5)
     assert model.variant(estimator=ep.BackpropThroughTime()).steps == (graded[0], 0)

@@ -63,8 +63,8 @@ def test_frames_are_shown_in_turn():
     assert e.trajectory.states[0].flatten().tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.75, 0.75])
     assert e.states[0].item() == pytest.approx((0.5 + 0.75 + 0.75) / 3)
     assert e.residual.item() == pytest.approx(0, abs=1e-6)  # beside the mean of these frames' drives
-    model.relaxation = ep.Relaxation()  # three are chosen by depth: one a frame, two for two frames
-    assert model.free_phase(FRAMES).steps == 3
+    model.relaxation = ep.Relaxation()  # four are chosen by depth: two a frame are six, for two frames four
+    assert model.free_phase(FRAMES).steps == 6
     assert model.free_phase(FRAMES[:2]).steps == 4
 
 

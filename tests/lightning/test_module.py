@@ -129,7 +129,7 @@ def saved(model, tmp_path, settings=None):
         ("feedback", 0.9, r"feedback was 0\.02 and is 0\.9"),
         ("encoder", "graded", r"encoder was Adapt.* and is Graded"),
         ("observe", "membrane", "observe was trace and is membrane"),
-        ("relaxation", ep.Relaxation(2), r"steps of the free phase were 3 and are 2"),
+        ("relaxation", ep.Relaxation(2), r"steps of the free phase were 4 and are 2"),
     ],
 )
 def test_a_checkpoint_loaded_into_other_settings_warns(tmp_path, setting, value, told):
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path):
         "encoder was PredictiveSigmaDelta(rate=0.6, exponent=0.3) and is AdaptiveDelta(event_weight='sample', digits=3",
         "observe was membrane and is trace",
         "feedback was 0.05 and is 0.02",
-        "steps of the free phase were 15 and are 3",
+        "steps of the free phase were 15 and are 4",
     ):
         assert difference in words
     as_it_was = other.variant(
@@ -207,6 +207,7 @@ def spikes_over_time(net, x, steps):
 
 def test_validate_and_test_under_inference_mode(tmp_path):
     model, net = make_model()
+    model.relaxation = ep.Relaxation(3)  # events of a fourth step tell rounding, which need not be the same
     with torch.no_grad():
         by_ep = torch.cat([spikes_of(model, x) for x, _ in loader()]).mean().item()
         by_bptt = torch.cat([spikes_over_time(net, x, 5) for x, _ in loader()]).mean().item()

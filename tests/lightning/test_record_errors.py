@@ -37,7 +37,7 @@ def test_every_epoch_is_a_line(tmp_path):
     assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
     settings = ep.convert(small_convolutional()).settings.plain()
     assert {name: lines[0][name] for name in settings} == settings
-    assert lines[0]["steps"] == [3, 2]
+    assert lines[0]["steps"] == [4, 3]
     assert lines[0]["torch"] == torch.__version__
 
 
