@@ -27,13 +27,18 @@ def check_graph(layers: int, connections: Sequence[Connection], driven: Sequence
         if not isinstance(c, Connection):
             raise TypeError(f"{c!r} is not a Connection; expected Connection(module, source, target)")
         if not (0 <= c.source < layers and 0 <= c.target < layers):
-            raise ValueError(f"the connection {c.source} -> {c.target} names a layer outside 0..{layers - 1}")
+            raise ValueError(
+                f"the connection {c.source} -> {c.target} names a layer that is not there; expected 0..{layers - 1}"
+            )
     reached, before = set(driven), 0
     while len(reached) > before:
         before = len(reached)
         reached |= {c.target for c in connections if c.source in reached}
     if missing := sorted(set(range(layers)) - reached):
-        raise ValueError(f"no connection leads from layer {driven[0]} to layer {missing[0]}")
+        raise ValueError(
+            f"no connection leads from the driven layers ({', '.join(map(str, driven))}) to layer {missing[0]}; "
+            f"expected one, or {missing[0]} among the driven layers"
+        )
 
 
 def check_settings(settings: Settings, layers: Sequence[Layer], connections: Sequence[Connection]) -> None:
@@ -53,7 +58,8 @@ def check_settings(settings: Settings, layers: Sequence[Layer], connections: Seq
         if c.pools_maxima and layers[c.target].activation.least < 0:
             warnings.warn(
                 f"max pooling before layer {c.target}, whose states may be negative: two inputs may "
-                "take turns as winners for ever, and the network never settle (see Equilibrium.residual)",
+                "take turns as winners for ever, and the network never settle (see Equilibrium.residual); use an "
+                "activation whose states are 0 or more, or average pooling",
                 stacklevel=5,
             )
         if c.pools_maxima and settings.encoder.spiking and isinstance(settings.estimator, FullPhaseEP):

@@ -84,19 +84,20 @@ def _check(model: ConvergentNetwork) -> None:
     if len(model.driven) > 1:
         raise ValueError(
             f"the stem cannot be written: it drives the layers {', '.join(map(str, model.driven))}, each with a drive "
-            "of its own, and a node of NIR sends the same to all. Drive one layer"
+            "of its own, and a node of NIR sends the same to all. Use a net whose input reaches one layer"
         )
     if len(model.read) > 1:
         raise ValueError(
             f"the readout cannot be written: it reads the layers {', '.join(map(str, model.read))}, each as an "
-            "argument of its own, and a node of NIR sees the sum of what it receives. Read one layer"
+            "argument of its own, and a node of NIR sees the sum of what it receives. Use a net whose output "
+            "reads one layer"
         )
     layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
     for l, layer in enumerate(layers):
         if layer.activation.projection != (0.0, 1.0):
             raise ValueError(
                 f"layer {l} cannot be written: the rate of NIR's integrate-and-fire neuron is the hard sigmoid. "
-                'Convert with activation="hard_sigmoid"'
+                'Convert with activation="hard_sigmoid" (a convergent neuron keeps its own: give it that one)'
             )
     connections: list[Connection] = list(model.connections)  # type: ignore[arg-type]
     for c in connections:
@@ -104,7 +105,7 @@ def _check(model: ConvergentNetwork) -> None:
             raise ValueError(
                 f"the connection {c.source} -> {c.target} cannot be written: max pooling and the like are linear only "
                 "near a state, and their feedback follows their winners, for which NIR has no node. Use average "
-                'pooling: convert(net, max_pooling="average")'
+                'pooling (convert(net, max_pooling="average")), and no ReLU or the like between neurons'
             )
 
 

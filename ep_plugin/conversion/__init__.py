@@ -47,9 +47,11 @@ def convert(
 
     What is made of the input alone becomes the stem, everything between neurons the connections, and
     what the output makes of their spikes the readout. The input may drive any neurons, and the output
-    read any. The original's weights and thresholds are used as they are, so its `state_dict` sees the
-    training. What becomes different (leak, reset, the output neuron) is told once, by a
-    `ConversionWarning`.
+    read any. What becomes different (leak, reset, the output neuron) is told once, by a `ConversionWarning`.
+
+    The original's parameters are shared: `net.state_dict()` holds what was trained, under the original's
+    names, and what `net.load_state_dict` loads counts here too. The converted model's own `state_dict` has
+    names of its own (`stem.0.weight`), and the original does not load it.
 
     A model with a forward of its own is traced: a loop over steps becomes the relaxation, membranes
     that are passed by hand fall away, sums of signals become skip connections (in the energy, so
@@ -106,7 +108,10 @@ def convert(
         raise ValueError(f"the model {_SCRIPTED}")
     found = [(name, m, a) for name, m in net.named_modules() if (a := adapters.find_adapter(m)) is not None]
     if not found:
-        raise ValueError("the model has no neuron; expected at least one of snnTorch's or Norse's, such as snn.Leaky")
+        raise ValueError(
+            "the model has no neuron that is known; expected at least one of snnTorch's or Norse's, such as snn.Leaky, "
+            "or one of your own, told of by ep_plugin.register_neuron"
+        )
     for name, module, adapter in found:
         adapter.check(adapters.place_of(name, module), module)
     plan = (

@@ -40,7 +40,7 @@ _REASONS: list[tuple[tuple[type[Any], ...], str]] = [
         "its weights have no size before the first call: call the model once with an example, or give the sizes",
     ),
     (
-        (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm),
+        (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm),
         "its statistics are those of the neurons' states, so that it is smooth and not linear, and what it feeds back "
         "needs its second derivative, which is not written: use a batch normalization, or move it before the first "
         "neuron or after the last",
@@ -56,6 +56,16 @@ _REASONS: list[tuple[tuple[type[Any], ...], str]] = [
         "Hardtanh), or choose the neurons' own with convert(..., activation=...)",
     ),
 ]
+
+
+_OTHERWISE = (
+    "otherwise use a linear or piecewise linear module (ReLU, max pooling), or move it before the first neuron or "
+    "after the last"
+)
+OF_ONES_OWN = (
+    "it is not known to be linear. If it is affine in its input, let a module of your own call it and say so by "
+    f"ep_plugin.register_linear(that module's type); {_OTHERWISE}"
+)
 
 
 def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: list[str]) -> nn.Module:
@@ -90,18 +100,20 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
         notes.append(f"{place} draws one mask a batch, the same for all samples, steps and phases")
         return SharedDropout(module)
     if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode not in _PADDING_MODES:
-        raise ValueError(f"{place} pads by {module.padding_mode!r}, which is not known")
+        raise ValueError(
+            f"{place} pads by {module.padding_mode!r}, which is not known; expected one of "
+            f"{', '.join(map(repr, _PADDING_MODES))}"
+        )
     if is_known(module):
         return module
     for types, reason in _REASONS:
         if isinstance(module, types):
             raise ValueError(f"{place} cannot be converted: {reason}")
-    way_out = f"say so by ep_plugin.register_linear({type(module).__name__})"
     if isinstance(module, Function):
-        way_out = "put it into a module of its own, and say so by ep_plugin.register_linear(that module's type)"
+        raise ValueError(f"the function {name}() between two neurons cannot be converted: {OF_ONES_OWN}")
     raise ValueError(
         f"{place} cannot be converted: it stands between two neurons and is not known to be linear. If it is affine in "
-        f"its input, {way_out}"
+        f"its input, say so by ep_plugin.register_linear({type(module).__name__}); {_OTHERWISE}"
     )
 
 
@@ -157,7 +169,9 @@ def _average(place: str, module: Any, notes: list[str]) -> nn.Module:
     if hasattr(module, "output_size"):
         pool = average(module.output_size)
     elif module.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
-        raise ValueError(f"{place} cannot become average pooling: it is dilated. Use an undilated pool")
+        raise ValueError(
+            f'{place} cannot become average pooling: it is dilated; expected dilation=1, or max_pooling="keep"'
+        )
     else:
         pool = average(module.kernel_size, module.stride, module.padding, module.ceil_mode)
     notes.append(f"{place} became average pooling")

@@ -72,7 +72,7 @@ class Calls(State):
             made = self.modules_of(Tensor.reshape, sizes, options)
         except ValueError as error:
             if not (isinstance(value, SIGNALS) and f.is_of_input(value)):
-                return Unknown(f"{name}{sizes}: {error}", explained=True)
+                return Unknown(f"{name}(): {error}", explained=True)
             made = [self.one.function(Tensor.reshape, (Slot(0), *sizes), options)]
         done = self._then(name, made, value)
         if isinstance(done, Applied) and isinstance(value, SIGNALS) and f.is_of_input(value):
@@ -92,9 +92,7 @@ class Calls(State):
             args, options = fx.map_arg((args, options), slot)
             return self.records.joined(name, function, values, args, options)
         if not signals or len(signals) < len(values):
-            return next(
-                (v for v in values if isinstance(v, Unknown) and (v.is_sentence or v.explained)), None
-            ) or Unknown(f"{name}() of several tensors (outside of the neurons a module of its own may do that)")
+            return first_unknown(values, f"{name}()") or Unknown(f"{name}() of no tensor", explained=True)
         args, options = fx.map_arg((args, options), slot)
         made = self.one.function(function, args, options)
         return Joined(name, made, signals) if len(signals) > 1 else Applied(name, made, signals[0])
@@ -115,7 +113,9 @@ class Calls(State):
             if isinstance(stacked, Record):
                 return stacked
         elif dim == 0 and isinstance(values[0], SIGNALS) and len(set(values)) == 1:
-            return Unknown("a concatenation along the batch, which makes samples of steps; torch.stack them", True)
+            return Unknown(
+                "a concatenation along the batch, which makes samples of steps; use torch.stack in its place", True
+            )
         if not all(isinstance(v, SIGNALS) for v in values):
             return first_unknown(values) or whole_record(f"{function_name(function)}()")
         if function is torch.stack:
@@ -125,9 +125,9 @@ class Calls(State):
         return concatenation(values, dim, self.one)
 
 
-def first_unknown(values: list[Any]) -> Unknown | None:
+def first_unknown(values: list[Any], function: str = "a function") -> Unknown | None:
     """The first of the values that are no signals, as what is not known."""
     unknown = [v for v in values if isinstance(v, Unknown)]
     if unknown:
         return next((v for v in unknown if v.is_sentence or v.explained), unknown[0])
-    return whole_record("a function") if any(not isinstance(v, SIGNALS) for v in values) else None
+    return whole_record(function) if any(not isinstance(v, SIGNALS) for v in values) else None

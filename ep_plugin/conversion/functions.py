@@ -214,8 +214,8 @@ def modules_of(
             return _dropped(_DROPOUTS[function], p, args[1] if len(args) > 1 else options.get("training", True))
         if function in (torch.clamp, Tensor.clamp):
             return [_clamped(*args, **options)]
-        if function is F.pad:
-            return [_padding(*args, **options)]
+        if function is F.pad and (padding := _padding(*args, **options)) is not None:
+            return [padding]
         if function is F.interpolate:
             known = {k: v for k, v in options.items() if k not in ("recompute_scale_factor", "antialias") or v}
             return [nn.Upsample(*args, **known)]
@@ -249,7 +249,9 @@ def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
     if any(isinstance(n, Size) for n in rest):
         rest = [-1 if isinstance(n, Size) else n for n in rest]
         if rest.count(-1) > 1:
-            raise ValueError(f"{shape} depends on more than one size of the input; write them as numbers, or {EXAMPLE}")
+            raise ValueError(
+                f"it depends on more than one size of the input; write all but the batch's as numbers, or {EXAMPLE}"
+            )
     if len(rest) == 1:  # a size that is not the sample's shows when the next module does not fit
         return [nn.Flatten(1)]
     return [nn.Flatten(1), nn.Unflatten(1, tuple(rest))]
@@ -258,11 +260,13 @@ def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
 def _clamped(min: float | None = None, max: float | None = None) -> nn.Module:
     low, high = -math.inf if min is None else min, math.inf if max is None else max
     if not low < high:
-        raise ValueError(f"the range from {low} to {high} is empty")
+        raise ValueError(f"the range from {low} to {high} is empty; expected a minimum below the maximum")
     return nn.Hardtanh(low, high)
 
 
-def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> nn.Module:
+def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> nn.Module | None:
+    if mode not in _PADDINGS or len(pad) not in (2, 4, 6):
+        return None
     kind = _PADDINGS[mode][len(pad) // 2 - 1]
     return kind(tuple(pad), value or 0.0) if mode == "constant" else kind(tuple(pad))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from ep_plugin.conversion import trace, tracing
 from ep_plugin.conversion.adapters import place_of
-from ep_plugin.conversion.between import as_connection_module, without_offset
+from ep_plugin.conversion.between import OF_ONES_OWN, as_connection_module, without_offset
 from ep_plugin.conversion.computation import Computation
 from ep_plugin.conversion.concatenation import concatenated, simplified
 from ep_plugin.conversion.linear_functions import LinearFunction, as_linear, is_constant
@@ -75,6 +75,9 @@ class Paths:
             module, inner = linear
             return self._behind(module, module.place, self.paths_to(inner, user))
         if isinstance(signal, Joined):
+            varying = [part for part in signal.signals if not is_constant(part)]
+            if len(varying) == 1:
+                raise ValueError(f"{signal.name}() before {user} cannot be converted: {OF_ONES_OWN}")
             raise ValueError(
                 f"{user} depends on {signal.name}() of several tensors, which is not read between neurons; expected "
                 "sums of signals, each times a number, and concatenations. If it is a product of states it has no "

@@ -16,7 +16,7 @@ from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
 from ep_plugin.conversion.linear_functions import Held, constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
-from ep_plugin.conversion.selection import Selection
+from ep_plugin.conversion.selection import Selection, unread
 from ep_plugin.conversion.shapes import axes_of
 from ep_plugin.conversion.sizes import EXAMPLE
 from ep_plugin.conversion.state import Made, flat
@@ -63,7 +63,7 @@ class Reader(Selection, Writing, Calls):
             if node.op == "output":
                 return
             if node.op == "placeholder":
-                value: Any = self.given if node is first else Unknown(f"the argument {node.target!r} of forward")
+                value: Any = self.given if node is first else _argument(str(node.target))
             else:
                 value = getattr(self, f"_{node.op}")(node)
                 value = self.known.setdefault(value, value)
@@ -107,9 +107,13 @@ class Reader(Selection, Writing, Calls):
         if isinstance(value, SIGNALS):
             return value
         if isinstance(value, Record):
-            value = Unknown("a record of all time steps")
+            value = Unknown(
+                "a record of all time steps, of which it takes one at a time; call it inside the loop over the steps "
+                "(beside neurons over time, such as norse.LIF: put the cell into a norse.Lift)",
+                explained=True,
+            )
         if not isinstance(value, Unknown):
-            value = Unknown("several values at once")
+            value = Unknown("several values at once; expected one of them, by an index such as [0]", explained=True)
         if value.is_sentence:
             raise ValueError(value.reason)
         ending = "" if value.explained else ", which has no counterpart at an equilibrium"
@@ -195,9 +199,11 @@ class Reader(Selection, Writing, Calls):
         values = [self._value(a) for a in node.args]
         signals = tuple(v for v in values if isinstance(v, SIGNALS))
         if node.kwargs or len(signals) < len(values):
-            return first_unknown(values) or Unknown(
-                f"{place_of(name, module)}, which is called with an argument that is no signal; expected signals "
-                "alone, without keywords",
+            others = [a for a in node.args if not isinstance(a, fx.Node)]
+            given = f"with {', '.join(map(repr, others))}" if others else f"by keyword ({', '.join(node.kwargs)})"
+            return (None if others else first_unknown(values)) or Unknown(
+                f"{place_of(name, module)}, which is called {given}; expected values made of the input alone, by their "
+                "position (keep constants in the module)",
                 explained=True,
             )
         return Joined(name, module, signals)
@@ -225,7 +231,7 @@ class Reader(Selection, Writing, Calls):
         if name.strip("_") in _SYMBOLS and name.startswith("__"):
             return self._called(node, _SYMBOLS[name.strip("_")])
         if name in ("values", "indices") or not hasattr(Tensor, name):
-            return Unknown(f"{name} of a value")
+            return unread(self._value(node.args[0]), f"{name}()")
         return self._called(node, getattr(Tensor, name))
 
     def _called(self, node: fx.Node, function: Any) -> Any:
@@ -241,7 +247,7 @@ class Reader(Selection, Writing, Calls):
             neuron = str(args[0].target)  # type: ignore[union-attr]
             if args[1] == "spk":
                 return Spikes(neuron)
-            return self._membrane(neuron) if args[1] == "mem" else Unknown(f"the synapse of {neuron!r}")
+            return self._membrane(neuron) if args[1] == "mem" else _state(neuron, "synapse")
         if name in _ZEROS:
             return ZEROS
         if name in _MADE:
@@ -275,10 +281,10 @@ class Reader(Selection, Writing, Calls):
         if found is None or not (count := found.outputs(self.modules[name])):
             return None
         if found.integrator(self.modules[name]) is not None:
-            return self.values[node] if index == 0 else Unknown(f"the state of {name!r}")
+            return self.values[node] if index == 0 else _state(name, "state", "the first value that it returns")
         if index == 0:
             return self.values[node] if runs_over_time(self.modules[name]) else Spikes(name)
-        return self._membrane(name) if index == count - 1 else Unknown(f"the synapse of {name!r}")
+        return self._membrane(name) if index == count - 1 else _state(name, "synapse")
 
     def _membrane(self, name: str) -> Value:
         """The membrane that a neuron returns beside its spikes."""
@@ -310,6 +316,18 @@ class Reader(Selection, Writing, Calls):
         return outputs[0][1]
 
 
+def _argument(name: str) -> Unknown:
+    return Unknown(
+        f"the argument {name!r} of forward, beside the input, which is the first; give it a value "
+        f"(net.forward = functools.partial(net.forward, {name}=...)), or make one input of both (torch.cat)",
+        explained=True,
+    )
+
+
+def _state(name: str, state: str, instead: str = "its spikes") -> Unknown:
+    return Unknown(f"the {state} of {name!r}, which is not read; expected {instead} to be read", explained=True)
+
+
 def _out_of_place(module: nn.Module) -> nn.Module:
     other = copy.copy(module)
     other.inplace = False  # type: ignore[assignment]
@@ -325,8 +343,9 @@ def _differs(place: str, before: Signal, signal: Signal) -> str:
     if neurons(before) != neurons(signal):
         return (
             f"{place} receives something else the second time it is called: either it stands in two places of the "
-            "network, where it needs a neuron for each, or it receives what a neuron behind it did in the step before. "
-            "For such a loop put the network together from ep_plugin.Layer, Connection and ConvergentNetwork"
+            "network, where it needs a neuron for each, or it receives what a neuron did in the step before. If those "
+            "are its own spikes, use a recurrent neuron (snn.RLeaky, norse.LIFRecurrentCell); if they come from a "
+            "neuron behind it, put the network together from ep_plugin.Layer, Connection and ConvergentNetwork"
         )
     return (
         f"{place} receives something that differs between steps: {f.difference(before, signal)}; expected the same in "

@@ -14,6 +14,10 @@ from ep_plugin.conversion.plan import Applied, Joined, Signal, combine
 from ep_plugin.conversion.values import Record, Several, Unknown, Value, whole_record
 
 _PAIRS = ("max", "min", "median")
+_WHICH = (
+    "which step has the largest (or least) value, which an equilibrium does not tell, since it has no steps; expected "
+    "the value itself, [0] of what max() returns"
+)
 
 
 class Records:
@@ -74,13 +78,19 @@ class Records:
             return None
         others = [without(d, record.axis, self.numbers(record)) for d, o in zip(dims, over, strict=True) if not o]
         signal = self._over_steps(name, record)
-        if signal is None or None in others:
+        if signal is None:
+            return Unknown(
+                f"{name}() over the steps, which an equilibrium does not tell, since it has no steps; expected mean, "
+                "sum, max or min over them",
+                explained=True,
+            )
+        if None in others:
             return whole_record(f"{name}()")
         if others:
             made = self.of_one.function(getattr(torch, name), (Slot(0), tuple(others), keeps))
             signal = Applied(name, made, signal)
         value: Value = Record(signal, record.axis, 1) if keeps else signal
-        return Several((value, Unknown("the step of a maximum"))) if name in _PAIRS else value
+        return Several((value, Unknown(_WHICH, explained=True))) if name in _PAIRS else value
 
     def _over_steps(self, name: str, record: Record) -> Signal | None:
         if name in ("sum", "nansum"):
@@ -115,10 +125,12 @@ class Records:
                 return whole_record("an index")
             steps = len(range(record.steps)[part])
             if not steps:
-                return Unknown("a record of no step")
+                return Unknown(f"none of the {record.steps} steps of a record; expected one or more", explained=True)
             return Record(self._rest(record.signal, rest), record.axis - shift, steps)
         if not -record.steps <= part < record.steps:
-            return Unknown(f"step {int(part)} of a record of {record.steps}")
+            return Unknown(
+                f"step {int(part)} of a record of {record.steps} steps; expected one of 0..{record.steps - 1}", True
+            )
         return self._rest(record.signal, rest)
 
     def _rest(self, signal: Signal, rest: tuple[Any, ...]) -> Signal:

@@ -11,7 +11,7 @@ from ep_plugin.conversion.concatenation import stacked
 from ep_plugin.conversion.functions import Function, Size
 from ep_plugin.conversion.indexing import is_whole, one_place, parsed
 from ep_plugin.conversion.linear_functions import is_constant
-from ep_plugin.conversion.plan import Applied, Signal
+from ep_plugin.conversion.plan import Applied, Joined, Signal
 from ep_plugin.conversion.state import State
 from ep_plugin.conversion.values import SIGNALS, Filled, Pieces, Record, Several, Unknown, Value, whole_record
 from ep_plugin.conversion.watch import function_name
@@ -83,7 +83,7 @@ class Selection(State):
 
     def _index(self, of: fx.Node, signal: Signal, index: Any) -> Any:
         """A place or a part of a signal."""
-        if isinstance(signal, Applied) and not _is_tensor(signal.module):
+        if isinstance(signal, (Applied, Joined)) and not _is_tensor(signal.module):
             return None
         found = parsed(index)
         if found is None:
@@ -136,7 +136,18 @@ class Selection(State):
     def _attribute(self, value: Any, name: Any) -> Value:
         if isinstance(value, Several) and name == "values":
             return value.values[0]
-        return Unknown(f"{name} of a value")
+        return unread(value, f"the attribute {name!r}")
+
+
+def unread(value: Any, what: str) -> Unknown:
+    """What is asked of a value and not known: for the value's own reason, if that is not known either."""
+    if isinstance(value, Unknown):
+        return value
+    return Unknown(
+        f"{what} of a value, which is not read; expected a function or a method in its place, such as x.detach() for "
+        "x.data or x.transpose(1, 2) for x.mT, and one tensor as the input",
+        explained=True,
+    )
 
 
 def unsqueezed(signal: Signal) -> int | None:

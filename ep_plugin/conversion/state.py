@@ -51,7 +51,13 @@ class State:
             if argument.op == "get_attr":
                 return self.filled.get(str(argument.target), self.values[argument])
             return self.values[argument]
-        return Unknown(f"the constant {argument!r}")
+        if isinstance(argument, (tuple, list)):
+            return Unknown(
+                "several values at once, such as the spikes and the state that a neuron returns; expected one of them "
+                "(spk, mem = neuron(x))",
+                explained=True,
+            )
+        return Unknown(f"the constant {argument!r}; expected something made of the input", explained=True)
 
     def _value(self, argument: Any) -> Any:
         value = self._raw(argument)

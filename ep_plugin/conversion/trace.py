@@ -190,11 +190,16 @@ class _Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise NotKnown(
-            "an attribute of a traced value decides what it does, and it is not known; decide outside, or in a module "
-            "without neurons"
+            "an attribute of a value that depends on the input decides what it does, and it is not known; decide "
+            "outside, or in a module without neurons"
         )
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, nn.Parameter) and not any(a is p for p in self.root.parameters()):
+            raise NotKnown(
+                "it uses a parameter that is no attribute of the model's modules; expected it to be one (in an "
+                "nn.ParameterList if there are several)"
+            )
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

@@ -64,7 +64,7 @@ class Traced(fx.Proxy):
         )
 
     def _number(self) -> Any:
-        way_out = "reckon outside, or in a module without neurons"
+        way_out = "compute it outside, or in a module without neurons"
         if self._is_argument():
             name = self.node.target
             way_out = f"give it a default, or a value: net.forward = functools.partial(net.forward, {name}=...)"

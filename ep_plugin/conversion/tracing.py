@@ -48,8 +48,8 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
             raise ValueError(f"{place_of(name, module)} depends on {_BY_SIZE}")
     if plan.steps != other.steps and (plan.steps, other.steps) != LENGTHS:
         raise ValueError(
-            "the model reads some of its input's steps only; expected a loop over all of them. Leave out outside what "
-            f"the network is not to see, or {EXAMPLE}"
+            "the model reads some of its input's steps only; expected a loop over all of them. Select outside what the "
+            "network is to see"
         )
     if other.output != plan.output:
         plan.output = _mean(plan.output, other.output)
@@ -70,7 +70,8 @@ def _same_at_the_next_call(net: nn.Module, example: Tensor | None, output: Any, 
     if other.output != plan.output:
         raise ValueError(
             f"what {type(net).__name__} returns differs from one call to the next, by what it keeps on itself; "
-            "expected the same at every step, since a relaxation has no count of steps. Keep sums outside"
+            "expected the same at every step, since a relaxation has no count of steps. Return what one step gives, "
+            "and sum it up outside"
         )
 
 
@@ -102,7 +103,8 @@ def _read(
     """The plan, whether it depends on the length that unknown sizes have, and whether each neuron is called once."""
     traced = trace(net, example, length, calls)
     given: Value = Input()
-    if any(runs_over_time(module) for module in net.modules()):
+    modules = dict(net.named_modules())
+    if any(node.op == "call_module" and runs_over_time(modules[str(node.target)]) for node in traced.graph.nodes):
         given = Record(Input(axis=0), 0, length if example is None else len(example))
     reader = Reader(net, traced, made, given)
     plan = reader.found

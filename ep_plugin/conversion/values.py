@@ -72,12 +72,15 @@ class Filled:
                 axis, place = axis % len(self.sizes), place % self.sizes[axis]
             self.written[axis, int(place)] = value
         else:
-            self.reason = "a tensor that forward fills in parts other than one step after the other"
+            self.reason = (
+                "a tensor that forward fills in parts other than one step after the other; append what each step gives "
+                "to a list, and torch.stack it"
+            )
 
     def read(self) -> "Value":
         """What it holds."""
         if self.reason is not None:
-            return Unknown(self.reason)
+            return Unknown(self.reason, explained=True)
         if not self.written:
             return self.whole if self.whole is not None else (ZEROS if self.is_zero else UNKNOWN)
         axes = {axis for axis, _ in self.written}
@@ -106,9 +109,17 @@ class Filled:
 
 Value = Signal | Record | Pieces | Several | Unknown | Filled
 SIGNALS = (Input, Spikes, Applied, Joined, Combination)
-UNKNOWN = Unknown("a tensor that forward makes or reads itself")
-ZEROS = Unknown("a tensor of zeros that forward makes")
-ONE_STEP = "apply it to one step, inside the loop (before neurons over time: in a norse.Lift)"
+UNKNOWN = Unknown(
+    "a tensor that forward makes in the shape of another one (ones_like, say), whose values are not read; write them "
+    "as a number (h + 1), or hold them as a buffer of the model",
+    explained=True,
+)
+ZEROS = Unknown(
+    "zeros that forward makes, which are read as what a sum or a record starts from; if they are a constant, hold them "
+    "as a buffer of the model, or write the number 0",
+    explained=True,
+)
+ONE_STEP = "apply it to one step, inside the loop (before neurons over time: in a norse.Lift), or outside of the model"
 
 
 def whole_record(name: str) -> Unknown:
@@ -136,7 +147,7 @@ def recorded(values: "list[Value]", axis: int) -> "Value":
     """What each of several steps gave, stacked: a record, if it is the same signal in each."""
     other = next((v for v in values if not isinstance(v, SIGNALS)), None)
     if other is not None:
-        return other if isinstance(other, Unknown) else UNKNOWN
+        return other if isinstance(other, Unknown) else whole_record("a stack")
     steps = [frames(v) for v in values]  # type: ignore[arg-type]
     if all(len(step) <= 1 for step in steps) and len({any_step(v) for v in values}) == 1:  # type: ignore[arg-type]
         return Record(any_step(values[0]), axis, len(values))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ _CHANGE: dict[type[nn.Module], type[nn.Module]] = {
 }
 """What changes from step to step -> what may stand in its place."""
 
-_OWN_ENERGY = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
+_OWN_ENERGY = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
 
 class Connection(nn.Module):
@@ -271,5 +271,5 @@ def _reason(module: nn.Module) -> str:
         )
     return (
         f"a {name} is not known to be linear, so that its feedback might be wrong; if its forward is affine in its "
-        f"input, say so by ep_plugin.register_linear({name})"
+        f"input, say so by ep_plugin.register_linear({name}), otherwise use a module that is affine or piecewise so"
     )

@@ -466,7 +466,7 @@ REFUSED = {
     "rounded": (
         lambda net, s: torch.div(s, 0.3, rounding_mode="floor"),
         lambda net, s: torch.div(s, 0.3),
-        r"'div' \(Function\) cannot be converted.*not known to be linear",
+        r"the function div\(\) between two neurons cannot be converted: it is not known to be linear",
     ),
     "along the batch": (
         lambda net, s: net.fc(torch.cat([s, net.fc(s)])),

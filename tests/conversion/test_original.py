@@ -309,7 +309,7 @@ def test_what_a_model_keeps_for_its_next_call():
         ValueError, match=r"'lif1' \(Leaky\) receives something else the second time.*in the step before"
     ):
         ep.convert(Keeps("spikes"))
-    with pytest.raises(ValueError, match=r"what Keeps returns differs from one call to the next.*Keep sums outside"):
+    with pytest.raises(ValueError, match=r"what Keeps returns differs from one call to the next.*sum it up outside"):
         ep.convert(Keeps("sum"))
 
 

@@ -123,7 +123,7 @@ class DropoutOfASum(Net):
     def forward(self, x):
         spk1, _ = self.lif1(self.fc1(x))
         spk2, _ = self.lif2(self.fc2(spk1))
-        return self.out(self.lif3(self.fc2(F.dropout(spk1 + spk2)))[0])
+        return self.out(self.lif3(self.fc2(F.dropout(spk1 + spk2, training=self.training)))[0])
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ REFUSED = {
     Product: r"'lif2' \(Leaky\) depends on mul\(\) of several tensors",
     MembraneInside: r"'lif1' \(Leaky\) is read by its membrane",
     Nonlinear: r"'tanh' \(Tanh\) cannot be converted: it is smooth and not linear",
-    Powered: r"'square' \(Function\) cannot be converted.*not known to be linear",
+    Powered: r"the function square\(\) between two neurons cannot be converted.*not known to be linear",
     Sized: r"'lif2' \(Leaky\) depends on interpolate\(\) with a size of the input",
     ByHand: r"'lif1' \(Leaky\) receives something else the second time.*step before",
     DependsOnValues: r"DependsOnValues cannot be traced",

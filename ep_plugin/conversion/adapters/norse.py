@@ -195,7 +195,10 @@ def described(place: str, module: nn.Module, learnable_leak: LearnableLeak) -> N
     threshold = torch.as_tensor(p.v_th)
     if isinstance(threshold, nn.Parameter):
         if bool(rest.any()):
-            raise ValueError(f"{place} has a learnable v_th and {resting} {rest.tolist()}; expected {resting}=0")
+            raise ValueError(
+                f"{place} has a learnable v_th and {resting} {rest.tolist()}; expected {resting}=0, from which the "
+                "learnable threshold counts"
+            )
     else:
         threshold = threshold.detach() - rest
     if not bool((threshold > 0).all()):
