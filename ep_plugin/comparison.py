@@ -18,7 +18,7 @@ from typing import Any
 from ep_plugin.dynamics.encoders import Encoder, EncoderName, as_encoder
 from ep_plugin.memory import peak_memory, reset_peak_memory
 from ep_plugin.settings import FEEDBACK
-from ep_plugin.validation import chosen, count, fraction, positive
+from ep_plugin.validation import chosen, count, fraction, plain_numbers, positive
 
 DATA = {"digits": "DigitsDataModule", "mnist": "MNISTDataModule", "fashion-mnist": "FashionMNISTDataModule"}
 # Adam's.
@@ -66,6 +66,7 @@ class ComparisonSettings:
     feedback: float | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         chosen("data", self.data, DATA)
         as_encoder(self.encoder)
         for name in ("epochs", "batch_size", "num_steps"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, Literal, overload
 
 import torch
@@ -23,6 +24,7 @@ from ep_plugin.network_checks import (
     check_input,
     check_settings,
     layer_shapes,
+    misfit,
     require_finite_states,
     require_room,
     steps_a_frame,
@@ -159,6 +161,8 @@ class ConvergentNetwork(nn.Module):
         if other.event_weights is not None:
             other.event_weights = self.event_weights or other.event_weights.train(self.training)
         other.training = self.training
+        for hook in self._forward_pre_hooks.values():
+            other.register_forward_pre_hook(hook)
         return other
 
     def reset_event_weights(self) -> None:
@@ -300,9 +304,7 @@ class ConvergentNetwork(nn.Module):
             with section("stem"):
                 made = evaluate(self.stem, x.flatten(0, 1) if self.time_varying else x)
         except RuntimeError as error:
-            raise ValueError(
-                f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}"
-            ) from error
+            raise misfit(x, self.stem, error) from error
         drives = tuple(made) if isinstance(made, tuple) else (made,)
         if len(drives) != len(self.driven):
             raise ValueError(f"the stem gives {len(drives)} drives; expected {len(self.driven)}, one a driven layer")
@@ -339,6 +341,12 @@ class ConvergentNetwork(nn.Module):
                 "learning rate or clamp it after each step"
             )
         return system
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = Settings.__dataclass_fields__
+        if name not in known and not hasattr(self, name) and (near := get_close_matches(name, known, 1, 0.8)):
+            raise AttributeError(f"a network has no setting {name!r}; expected {near[0]!r}")
+        super().__setattr__(name, value)
 
     def _configure(self, settings: Settings) -> None:
         settings.between(max(self.levels))

@@ -102,7 +102,7 @@ def layer_shapes(
         if shapes.setdefault(j, shape) != shape:
             raise ValueError(
                 f"the connection {i} -> {j} gives the shape {list(shape)}; expected {list(shapes[j])}, which "
-                f"layer {j} has"
+                f"layer {j} has (parts of a sum are not stretched to each other: use expand)"
             )
     for l, layer in enumerate(layers):
         threshold = layer.theta
@@ -168,7 +168,30 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
     if 0 in (*leading, *constant[:1]):
         raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
     if not x.is_meta and not bool(x.isfinite().all()):
-        raise ValueError("the input holds NaN or infinite values; expected finite numbers")
+        raise ValueError(f"the input holds NaN or infinite values{_where(x, time_axis)}; expected finite numbers")
+
+
+def misfit(x: Tensor, stem: nn.Module, error: RuntimeError) -> ValueError:
+    """What to say of an input that the modules before the first neuron do not take."""
+    weight = next((p for p in stem.parameters() if p.is_floating_point()), x)
+    if x.dtype != weight.dtype:
+        return ValueError(
+            f"the input has the type {x.dtype} and the network's weights {weight.dtype}; expected one of both: "
+            f"x.to({weight.dtype}), or model.to({x.dtype})"
+        )
+    if x.device != weight.device:
+        return ValueError(
+            f"the input is on {x.device} and the network's weights on {weight.device}; expected one place: "
+            f"x.to({str(weight.device)!r}), or model.to({str(x.device)!r})"
+        )
+    return ValueError(f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}")
+
+
+def _where(x: Tensor, time_axis: int | None) -> str:
+    """The first sample that is not finite."""
+    samples = x if time_axis is None else x.movedim(time_axis, 0).movedim(1, 0)
+    bad = ~samples.flatten(1).isfinite().all(1)
+    return f" in sample {int(bad.nonzero()[0])} of {len(bad)} ({int(bad.sum())} in all)"
 
 
 def _words(sample: list[str], time_axis: int | None) -> str:

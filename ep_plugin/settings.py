@@ -8,7 +8,7 @@ from ep_plugin.dynamics.encoders import as_encoder
 from ep_plugin.dynamics.relaxation import OBSERVED, Observed, Relaxation
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.estimator import GradientEstimator
-from ep_plugin.validation import chosen, fraction
+from ep_plugin.validation import chosen, fraction, plain_numbers
 
 # Feedback where none is asked for. Trained weights make loops grow: 2C2FC after 15 epochs of FashionMNIST has no
 # gradient left at .05, and all of it at .02.
@@ -28,6 +28,7 @@ class Settings:
     time_axis: int = 0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         object.__setattr__(self, "encoder", as_encoder(self.encoder))
         chosen("observe", self.observe, OBSERVED)
         feedback = FEEDBACK if self.feedback is None else self.feedback

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,19 @@ def chosen(what: str, name: str, options: Mapping[str, T]) -> T:
     return options[name]
 
 
+def number(value: Any) -> Any:
+    """A scalar of NumPy or PyTorch as Python's own; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
+def plain_numbers(settings: object) -> None:
+    """Scalars of NumPy and PyTorch among a dataclass's fields become Python's own, so that it prints and compares."""
+    for name, value in vars(settings).items():
+        object.__setattr__(settings, name, number(value))
+
+
 def finite_number(what: str, value: float) -> float:
+    value = number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} is {value!r}; expected a number")
     if not math.isfinite(value):
@@ -28,16 +40,17 @@ def finite_number(what: str, value: float) -> float:
 def positive(what: str, value: float) -> float:
     if finite_number(what, value) <= 0:
         raise ValueError(f"{what} is {value!r}; expected a number above 0")
-    return float(value)
+    return float(number(value))
 
 
 def fraction(what: str, value: float) -> float:
     if not 0 < finite_number(what, value) <= 1:
         raise ValueError(f"{what} is {value!r}; expected a number in (0, 1]")
-    return float(value)
+    return float(number(value))
 
 
 def count(what: str, value: int) -> int:
+    value = number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} is {value!r}; expected a whole number, 1 or more")
     if value < 1:

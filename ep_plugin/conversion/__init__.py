@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
 from ep_plugin.conversion.adapters import LearnableLeak
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
+from ep_plugin.conversion.origin import Origin
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
 from ep_plugin.dynamics.encoders import Encoder, EncoderName
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.relaxation import Observed, Relaxation
 from ep_plugin.estimators.estimator import GradientEstimator
+from ep_plugin.linear.modules import SharedDropout
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
 
@@ -87,7 +89,8 @@ def convert(
         output: which of several outputs: an index, a key, or a tuple of them as a path.
 
     Returns:
-        The network, in the modes (training or evaluation) of the model's modules.
+        The network, in the modes (training or evaluation) of the model and its modules. It refuses to run once a
+        module of the original that it shares has been replaced there.
 
     Raises:
         TypeError: `net` is not an `nn.Module`, or `example_input` not a tensor of floating point numbers.
@@ -100,6 +103,8 @@ def convert(
         raise TypeError(f"convert was given a {type(net).__name__}; expected an nn.Module, such as an nn.Sequential")
     outputs.checked(output)
     _check_example(example_input)
+    if isinstance(net, ConvergentNetwork):
+        raise ValueError("the model is a ConvergentNetwork already; for other settings use model.variant(...)")
     while (wrapped := trace.inside_wrapper(net)) is not None:
         net = wrapped
     if scripted := next((name for name, m in net.named_modules() if isinstance(m, torch.jit.ScriptModule)), None):
@@ -141,6 +146,11 @@ def convert(
         driven=parts.driven,
         read=parts.read,
     )
+    of_the_original = set(net.modules())
+    for module in model.modules():
+        if module not in of_the_original and not isinstance(module, SharedDropout):  # which has its dropout's mode
+            module.training = net.training
+    model.register_forward_pre_hook(Origin(net, model))
     notes = [*parts.notes, *adapters.differences(originals)]
     over_time = any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
     if (over_time or plan.steps is not None) and not time_varying:

@@ -15,7 +15,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import BoundConnection
 from ep_plugin.profiling import section
 from ep_plugin.tensors import into, largest, rows
-from ep_plugin.validation import chosen, count, fraction, positive
+from ep_plugin.validation import chosen, count, fraction, plain_numbers, positive
 
 Order = Literal["sequential", "alternating", "simultaneous"]
 Observed = Literal["trace", "membrane"]
@@ -62,6 +62,7 @@ class Relaxation:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.steps is not None:
             count("steps", self.steps)
         if self.step_size is not None:

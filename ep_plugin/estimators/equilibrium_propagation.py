@@ -23,7 +23,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
 from ep_plugin.tensors import per_sample, rows
-from ep_plugin.validation import chosen, count, positive
+from ep_plugin.validation import chosen, count, plain_numbers, positive
 
 # A deviation that is so many times the force is no answer to it: the phase runs away.
 _RUNAWAY = 1e4
@@ -64,6 +64,7 @@ class EquilibriumPropagation:
     nudging: Nudging = "positive"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         positive("beta", self.beta)
         if self.steps is not None:
             count("steps", self.steps)

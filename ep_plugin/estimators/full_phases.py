@@ -13,7 +13,7 @@ from ep_plugin.estimators.estimator import attach
 from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
 from ep_plugin.profiling import section
 from ep_plugin.tensors import per_sample
-from ep_plugin.validation import chosen, count, positive
+from ep_plugin.validation import chosen, count, plain_numbers, positive
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class FullPhaseEP:
     nudging: Nudging = "symmetric"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         positive("beta", self.beta)
         count("steps", self.steps)
         chosen("nudging", self.nudging, NUDGINGS)

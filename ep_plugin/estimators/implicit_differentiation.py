@@ -15,7 +15,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.profiling import section
 from ep_plugin.tensors import per_sample
-from ep_plugin.validation import count, positive
+from ep_plugin.validation import count, plain_numbers, positive
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class ImplicitDifferentiation:
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         positive("tolerance", self.tolerance)
         count("max_steps", self.max_steps)
 

@@ -43,10 +43,19 @@ class Connection(nn.Module):
         super().__init__()
         self.module = module
         self.source, self.target = source, target
-        self._maps = _composition(_flat(module))
+        self._made_of: list[tuple[nn.Module, type, bool]] = []
+        self._compose()
+
+    def _compose(self) -> None:
+        """The maps of the modules as they are now: one may have been replaced, parametrized or hooked since."""
+        made_of = [(m, type(m), _is_hooked(m)) for m in _flat(self.module)]
+        if made_of == self._made_of:
+            return
+        self._maps = _composition([m for m, *_ in made_of])
         with torch.no_grad():
             self._sizes = [len(m.tensors()) for m in self._maps]
         self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        self._made_of = made_of
 
     def extra_repr(self) -> str:
         return f"{self.source} -> {self.target}"
@@ -66,8 +75,12 @@ class Connection(nn.Module):
 
         With the `shape` of the source, dropout's masks are drawn among them (of the parameters' type and place,
         or those of `like` where there are none); without, nothing is dropped.
+
+        Raises:
+            ValueError: a module has been replaced by one that is not known to be affine.
         """
         if shape is None:
+            self._compose()
             return tuple(t for m in self._maps for t in m.tensors())
         like = _like(self.module, like)
         return tuple(t for m, at in zip(self._maps, self.shapes(shape)[:-1], strict=True) for t in m.drawn(at, like))
@@ -76,7 +89,11 @@ class Connection(nn.Module):
         """Shapes without the batch, from the given input through every map to the output.
 
         They follow from the input's shape alone, so they are worked out once for each.
+
+        Raises:
+            ValueError: a module has been replaced by one that is not known to be affine.
         """
+        self._compose()
         shape = tuple(shape)
         if shape not in self._shapes:
             values = [_like(self.module).new_zeros(1, *shape)]
@@ -196,7 +213,7 @@ class BoundConnection:
 def evaluate(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`, with the pooling behind a convolution folded into it where that is exact."""
     found = _flat(module)
-    if module._forward_hooks or module._forward_pre_hooks or not all(map(_has_map, found)):
+    if _is_hooked(module) or not all(map(_has_map, found)):
         return module(x)
     for linear in _composition(found):
         x = linear.affine(tuple(laid_out(t) for t in linear.tensors()), x)
@@ -241,10 +258,14 @@ def _map_of(module: nn.Module) -> LinearMap:
     return REGISTRY[type_before_parametrizations(module)](module) if _has_map(module) else Differentiated(module)
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """A hook may change what the module does (old weight_norm and pruning write the weight in one)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _has_map(module: nn.Module) -> bool:
     """Whether the registered map is what the module does."""
-    # A hook may change what the module does (weight_norm and pruning write the weight in one).
-    if not is_known(module) or module._forward_hooks or module._forward_pre_hooks:
+    if not is_known(module) or _is_hooked(module):
         return False
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         try:
@@ -266,8 +287,8 @@ def _reason(module: nn.Module) -> str:
     if isinstance(module, _OWN_ENERGY):
         return (
             f"a {name} between neurons is smooth and not linear: its statistics are those of the neurons' states, so "
-            "that what it feeds back needs its second derivative, which is not written; use a batch normalization, or "
-            "move it before the first neuron or after the last"
+            "that what it feeds back needs its second derivative, which is not written; use a batch normalization "
+            "(ep_plugin.linear.modules.FixedNormalization), or move it before the first neuron or after the last"
         )
     return (
         f"a {name} is not known to be linear, so that its feedback might be wrong; if its forward is affine in its "

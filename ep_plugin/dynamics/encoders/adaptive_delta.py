@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message
 from ep_plugin.tensors import into, per_sample, rows
-from ep_plugin.validation import chosen, count
+from ep_plugin.validation import chosen, count, plain_numbers
 
 EventWeight = Literal["sample", "power_of_two", "fixed"]
 
@@ -71,6 +71,7 @@ class AdaptiveDelta:
     averages = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         chosen("event_weight", self.event_weight, EVENT_WEIGHTS)
         count("digits", self.digits)
         if self.digits > _MOST_DIGITS:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ep_plugin.dynamics.encoders.adaptive_delta import AdaptiveDelta
 from ep_plugin.dynamics.encoders.base import Encoder, EncoderState, Message
 from ep_plugin.tensors import into
-from ep_plugin.validation import finite_number, fraction
+from ep_plugin.validation import finite_number, fraction, plain_numbers
 
 
 @dataclass
@@ -42,6 +42,7 @@ class _Decoded:
     digits = 1
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         fraction("rate", self.rate)
         if finite_number("exponent", self.exponent) < 0:
             raise ValueError(f"exponent is {self.exponent!r}; expected 0 or more, so that lam does not grow")

@@ -1,0 +1,162 @@
+"""What is changed after the conversion works, or is refused."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+import ep_plugin as ep
+
+
+def plain_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Linear(6, 8), snn.Leaky(beta=0.5, init_hidden=True)),
+        *(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 5), snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(5, 3)),
+    )
+
+
+def gradients(model):
+    torch.manual_seed(1)
+    x, y = torch.rand(4, 6), torch.randint(3, (4,))
+    F.cross_entropy(model(x), y).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+CHANGES = {
+    "pruned": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+    "weight norm": parametrizations.weight_norm,
+    "old weight norm": weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "old spectral norm": spectral_norm,
+    "hooked": lambda module: module.register_forward_hook(lambda _, args, out: 2 * out),
+    "hooked before": lambda module: module.register_forward_pre_hook(lambda _, args: (args[0] / 2,)),
+    "frozen": lambda module: module.weight.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("place", [0, 2, 4, 6])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_module_changed_later_counts_as_if_changed_before(change, place):
+    before, after = plain_net(), plain_net()
+    torch.manual_seed(2)
+    change(before.eval()[place])
+    expected = gradients(ep.convert(before, encoder="graded"))
+    model = ep.convert(after.eval(), encoder="graded")
+    unchanged = gradients(model)
+    model.zero_grad()
+    torch.manual_seed(2)
+    change(after[place])
+    after.eval()
+    found = gradients(model)
+    assert list(found) == list(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
+    assert any(g is None or not torch.equal(g, unchanged.get(name, torch.zeros(0))) for name, g in found.items())
+
+
+def test_a_module_replaced_inside_a_connection_is_the_one_that_counts():
+    model = ep.convert(plain_net())
+    new = nn.Linear(8, 7)
+    model.connections[0].module[0] = new
+    assert gradients(model)["connections.0.module.0.weight"].norm() > 0
+    assert model.connections[0].tensors()[0] is new.weight
+    model.connections[0].module[1] = nn.LayerNorm(7)
+    with pytest.raises(ValueError, match="LayerNorm between neurons is smooth"):
+        model(torch.rand(4, 6))
+
+
+def test_a_module_replaced_in_the_original_is_refused():
+    net = plain_net()
+    model = ep.convert(net)
+    alone = copy.deepcopy(model)
+    net[4] = nn.Linear(7, 5)
+    for own in (model, model.variant(encoder="graded")):
+        with pytest.raises(ValueError, match=r"module '4' of the original was replaced .* convert the model again"):
+            own(torch.rand(4, 6))
+    for other in (alone, pickle.loads(pickle.dumps(model)), ep.convert(net)):
+        other(torch.rand(4, 6))
+
+
+def test_parameters_replaced_in_the_original_count():
+    net = plain_net()
+    model = ep.convert(net)
+    net[4].weight = nn.Parameter(torch.zeros(5, 7))
+    assert not model.connections[0].tensors()[2].any()
+
+
+def test_apply_reaches_every_module():
+    seen = []
+    model = ep.convert(plain_net())
+    assert model.apply(seen.append) is model
+    assert set(seen) == set(model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("encodr", "encoder"), ("feedbak", "feedback"), ("estimater", "estimator")]
+)
+def test_a_misspelled_setting_is_refused(name, meant):
+    model = ep.convert(plain_net())
+    with pytest.raises(AttributeError, match=f"no setting '{name}'; expected '{meant}'"):
+        setattr(model, name, 1)
+    model.note = "an attribute of the user's own"
+    assert model.note
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_net_starts_in_the_mode_of_its_original(training):
+    net = plain_net()
+    net.insert(3, nn.Dropout())
+    model = ep.convert(net.train(training))
+    assert {m.training for m in model.modules()} == {training}
+    mixed = plain_net().eval()
+    mixed[0].train()
+    model = ep.convert(mixed)
+    assert model.stem[0].training
+    assert not model.training
+
+
+def test_a_converted_network_is_not_converted_again():
+    with pytest.raises(ValueError, match=r"ConvergentNetwork already.*model\.variant"):
+        ep.convert(ep.convert(plain_net()))
+
+
+SCALARS = [np.float64, np.float32, torch.tensor, lambda n: np.asarray(n)]
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=["float64", "float32", "tensor", "array"])
+def test_scalars_of_numpy_and_pytorch_are_numbers(scalar):
+    number, whole = scalar(0.5), np.int64(3) if scalar in (np.float32, np.float64) else scalar(3)
+    for made, expected in (
+        (ep.Relaxation(whole, step_size=number), ep.Relaxation(3, step_size=0.5)),
+        (ep.EquilibriumPropagation(number, whole), ep.EquilibriumPropagation(0.5, 3)),
+        (ep.FullPhaseEP(number, whole), ep.FullPhaseEP(0.5, 3)),
+        (ep.ImplicitDifferentiation(number, whole), ep.ImplicitDifferentiation(0.5, 3)),
+        (ep.AdaptiveDelta(digits=whole), ep.AdaptiveDelta(digits=3)),
+        (ep.PredictiveSigmaDelta(number), ep.PredictiveSigmaDelta(0.5)),
+    ):
+        assert repr(made) == repr(expected)
+    assert ep.convert(plain_net(), feedback=number).feedback == 0.5
+    with pytest.raises(TypeError, match="expected a whole number"):
+        ep.Relaxation(number)
+    with pytest.raises(TypeError, match="expected a number"):
+        ep.EquilibriumPropagation(np.array([0.1, 0.2]))
+
+
+def test_an_input_of_another_type_or_with_a_bad_sample_is_named():
+    model = ep.convert(plain_net())
+    with pytest.raises(
+        ValueError, match=r"the input has the type torch\.float64 and the network's weights torch\.float32"
+    ):
+        model(torch.rand(4, 6).double())
+    model(torch.rand(4, 6).double().to(torch.float32))
+    x = torch.rand(4, 6)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite values in sample 2 of 4 \(1 in all\)"):
+        model(x)
