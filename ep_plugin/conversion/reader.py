@@ -213,7 +213,9 @@ class Reader(Selection, Writing, Calls):
         if before != signal and not f.same_but_for_the_step(before, signal):
             raise ValueError(_differs(place, before, signal))
         if any(isinstance(s, Input) and s.axis is not None and s.step is None for s in sources(signal)):
-            raise ValueError(f"{place} depends on a record of the input's steps; {f.ALL_STEPS}")
+            raise ValueError(
+                f"{place} depends on a record of the input's steps; call it inside the loop, on what one step gives"
+            )
         self.calls.setdefault(name, []).append(f.frames(signal))
         self.found.neurons[name] = module
         self.latest[name] = signal

@@ -167,8 +167,9 @@ def _is_tensor(module: nn.Module) -> bool:
 
 
 _OF_STEPS = Unknown(
-    "an index of the input, beside neurons that take all of its steps at once (such as norse.LIF); expected either a "
-    "loop over the steps with cells that take one (norse.LIFCell), or neurons over time alone",
+    "one of the input's steps, taken out of all of them (which a stack holds, or neurons over time read, such as "
+    "norse.LIF); expected one loop over the input's steps, with cells that take one (norse.LIFCell), or neurons over "
+    "time alone",
     explained=True,
 )
 

@@ -202,7 +202,7 @@ def test_a_step_of_the_input_beside_neurons_over_time():
             z, _ = self.cell(self.a(x[0]))
             return self.lif(self.b(x))[0][-1] + z
 
-    with pytest.raises(ValueError, match=r"'cell' \(LIFCell\) depends on an index of the input, beside neurons that"):
+    with pytest.raises(ValueError, match=r"'cell' \(LIFCell\) depends on one of the input's steps, taken out"):
         ep.convert(Mixed())
 
 

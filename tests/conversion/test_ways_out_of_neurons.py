@@ -78,6 +78,14 @@ def test_a_convolution_of_all_steps_becomes_one_of_each():
     works(norse.SequentialState(norse.Lift(nn.Conv2d(1, 2, 3)), norse.LIF()), x)
 
 
+def test_scales_of_time_are_the_same_at_an_equilibrium():
+    x = torch.rand(2, 1, 5, 5)
+    field = norse.TemporalReceptiveField((1, 5, 5), 2)
+    with pytest.raises(ValueError, match=r"'0' \(TemporalReceptiveField\).*Take it out of the model"):
+        ep.convert(norse.SequentialState(field, nn.Flatten(), nn.Linear(50, 6), norse.LIFCell()))
+    works(norse.SequentialState(nn.Flatten(), nn.Linear(25, 6), norse.LIFCell()), x)
+
+
 class Read(Net):
     """The value number `which` that a neuron behind another returns."""
 

@@ -125,7 +125,7 @@ def test_cells_beside_neurons_over_time():
     with pytest.raises(ValueError, match=r"'cell' \(LIFCell\) depends on a record.*norse\.Lift"):
         ep.convert(of(norse.LIFCell(), norse.LIF(), whole))
     works(of(norse.Lift(norse.LIFCell()), norse.LIF(), whole))
-    with pytest.raises(ValueError, match=r"beside neurons that take all.*cells that take one \(norse.LIFCell\), or"):
+    with pytest.raises(ValueError, match=r"one of the input's steps.*cells that take one \(norse.LIFCell\), or"):
         ep.convert(
             of(norse.LIFCell(), norse.LIF(), lambda net, x: net.last(net.b(x))[0][-1] + net.cell(net.a(x[0]))[0])
         )
@@ -134,6 +134,30 @@ def test_cells_beside_neurons_over_time():
     unused = Net(lambda net, x: net.step(x))
     unused.last = norse.LIF()  # a neuron that nobody calls
     works(unused)
+
+
+def test_a_record_of_steps_is_made_behind_the_neurons():
+    def looped(net, x):
+        for h in torch.stack([net.a(x_t) for x_t in x]):
+            s, _ = net.n(h)
+        return net.out(s)
+
+    def skipping(net, x):
+        record = torch.stack([net.a(x_t) + net.b(net.first(x_t)) for x_t in x])
+        return [net.behind(h) for h in record][-1]
+
+    def inside(net, x):
+        for x_t in x:
+            output = net.behind(net.a(x_t) + net.b(net.first(x_t)))
+        return output
+
+    with pytest.raises(ValueError, match=r"'n' \(Leaky\) depends on one of the input's steps.*a stack holds.*one loop"):
+        ep.convert(Net(looped))
+    with pytest.raises(
+        ValueError, match=r"'m' \(Leaky\) depends on a record of the input's steps; call it inside the loop"
+    ):
+        ep.convert(Net(skipping))
+    works(Net(inside))
 
 
 def test_neurons_over_time_have_the_steps_first():

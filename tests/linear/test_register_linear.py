@@ -44,8 +44,12 @@ class Doubled(ep.LinearMap):
 @pytest.mark.parametrize("module", [Reversed(), nn.Tanh(), nn.Softmax(1), nn.Sequential(nn.Linear(4, 4), Reversed())])
 def test_unknown_modules_are_refused(module):
     name = type(module[-1] if isinstance(module, nn.Sequential) else module).__name__
-    with pytest.raises(ValueError, match=rf"a {name} is not known to be linear.*register_linear\({name}\)"):
+    with pytest.raises(
+        ValueError, match=rf"a {name} is not known to be.*register_linear\({name}\), otherwise use a mod"
+    ):
         ep.Connection(module, 0, 1)
+    for affine in (nn.Linear(4, 4), nn.ReLU(), nn.MaxPool1d(2)):
+        ep.Connection(affine, 0, 1)
 
 
 def test_the_advice_to_register_works(own_registry):
@@ -104,13 +108,23 @@ def test_what_changes_from_step_to_step_is_refused(module):
 
 @pytest.mark.parametrize("module", [nn.LayerNorm(4), nn.GroupNorm(1, 4), nn.LocalResponseNorm(2)])
 def test_statistics_of_the_states_are_refused(module):
-    with pytest.raises(ValueError, match="second derivative"):
+    """And a fixed batch normalization is taken, and the module itself outside of the connections."""
+    with pytest.raises(
+        ValueError, match=r"second derivative.*modules\.FixedNormalization\), or move it before the first"
+    ):
         ep.Connection(nn.Sequential(nn.Linear(4, 4), module), 0, 1)
+    connection = ep.Connection(nn.Sequential(nn.Linear(4, 4), FixedNormalization(nn.BatchNorm1d(4))), 0, 1)
+    if isinstance(module, nn.LocalResponseNorm):  # it takes channels and a place
+        module = nn.Sequential(nn.Unflatten(1, (4, 1)), module, nn.Flatten())
+    for stem, readout in ((nn.Sequential(nn.Linear(4, 4), module), None), (nn.Linear(4, 4), module)):
+        model = ep.ConvergentNetwork(stem, [ep.Layer(), ep.Layer()], [connection], readout)
+        assert model(torch.rand(3, 4)).shape == (3, 4)
 
 
 def test_a_normalization_without_statistics_is_refused():
     with pytest.raises(ValueError, match="track_running_stats=True"):
         FixedNormalization(nn.BatchNorm2d(3, track_running_stats=False))
+    FixedNormalization(nn.BatchNorm2d(3, track_running_stats=True))
 
 
 class Rounded(torch.autograd.Function):
