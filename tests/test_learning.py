@@ -204,7 +204,7 @@ def test_weights_that_were_trained_to_the_end(name, data, data_dir):
 
 
 def test_a_long_training_keeps_its_gradient(data_dir):
-    """15 epochs of FashionMNIST, the agreement at the end of each. (25 minutes on one core.)"""
+    """15 epochs of FashionMNIST, the agreement at the end of each. (20 minutes on one core.)"""
     data = ep.FashionMNISTDataModule(data_dir).load()
     images = (*data[0], data[1])
     torch.manual_seed(0)
@@ -239,15 +239,16 @@ def test_backpropagation_trained_weights(data_dir):
 
 # (That of max pooling was chosen by feedforward backpropagation on held-out training images; that of average pooling is
 # the recipe of earlier versions, settled on while test errors were in sight.)
-RECIPES = {"average": ({"gain": 2.0, "centered": True}, 0.0087), "max": ({"gain": 1.0}, 0.0075)}
+# (Options, and how many of the 10,000 test images may be wrong in the mean.)
+RECIPES = {"average": ({"gain": 2.0, "centered": True}, 87), "max": ({"gain": 1.0}, 75)}
 
 
 @pytest.mark.parametrize("pooling", RECIPES)
 def test_three_epochs_of_mnist(pooling, mnist):
-    """2C2FC without augmentation, products in bfloat16, three seeds. (Six minutes a seed on one core.)"""
+    """2C2FC without augmentation, products in bfloat16, three seeds. (Four minutes a seed on one core.)"""
     options, most = RECIPES[pooling]
     x, y, test = mnist
-    errors = []
+    wrong = []
     for seed in (0, 1, 2):
         torch.manual_seed(seed)
         model = ep.convert(convolutional_2c2fc(pooling=pooling, normalize=(0.1307, 0.3081), **options))
@@ -261,6 +262,6 @@ def test_three_epochs_of_mnist(pooling, mnist):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        errors.append(1 - accuracy(model, (x, y, test)))
-        print(f"\n{pooling} pooling, seed {seed}: test error {errors[-1]:.2%}", end="")
-    assert sum(errors) / 3 <= most
+        wrong.append(round(10_000 * (1 - accuracy(model, (x, y, test)))))
+        print(f"\n{pooling} pooling, seed {seed}: test error {wrong[-1] / 100:.2f}%", end="")
+    assert sum(wrong) <= 3 * most
