@@ -43,7 +43,7 @@ class Connection(nn.Module):
         super().__init__()
         self.module = module
         self.source, self.target = source, target
-        self._made_of: list[tuple[nn.Module, type, bool]] = []
+        self._made_of: list[tuple[nn.Module, type, bool]] | None = None
         self._compose()
 
     def _compose(self) -> None:
