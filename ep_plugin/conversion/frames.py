@@ -115,11 +115,6 @@ def _mixed(name: str) -> Unknown:
                    f"{ONE_STEP}", explained=True)  # fmt: skip
 
 
-def select(signal: Signal, axis: int, step: int) -> Signal:
-    """One place of a signal as a function of the whole."""
-    return Applied("select", Function(torch.select, (Slot(0), axis, step), {}), signal)
-
-
 def same_but_for_the_step(first: Signal, other: Signal) -> bool:
     """Whether two signals are the same, each at one step of its input."""
     a, b = frames(first), frames(other)
@@ -161,11 +156,18 @@ def _words(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:4])) + (", ..." if len(steps) > 4 else "")
 
 
-def alone(signal: Signal) -> Signal:
-    """A signal of single places of the input, as one of the whole input."""
+def alone(signal: Signal, function: Callable[..., Function]) -> Signal:
+    """A signal of single places of the input, as one of the whole input.
+
+    Args:
+        signal: of such places.
+        function: a function as a module, the same one each time.
+    """
 
     def leaf(s: Input | Spikes) -> Signal:
-        return select(Input(), s.axis, s.step) if isinstance(s, Input) and s.step is not None else s  # type: ignore[arg-type]
+        if not isinstance(s, Input) or s.step is None:
+            return s
+        return Applied("select", function(torch.select, (Slot(0), s.axis, s.step)), Input())
 
     return substitute(signal, leaf)
 

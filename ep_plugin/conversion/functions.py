@@ -60,6 +60,11 @@ _PADDINGS = {
 
 RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape)
 
+_SECOND = {
+    **dict.fromkeys(("view", "reshape"), ("shape", "size")),
+    **dict.fromkeys(("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"), ("other",)),
+}
+
 UNCHANGED = ("contiguous", "to", "float", "double", "clone", "cpu", "cuda", "type_as", "requires_grad_")
 """Methods that give the same values."""
 
@@ -269,6 +274,14 @@ def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None =
         return None
     kind = _PADDINGS[mode][len(pad) // 2 - 1]
     return kind(tuple(pad), value or 0.0) if mode == "constant" else kind(tuple(pad))
+
+
+def in_order(name: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a function with the tensors and sizes in their places, where they are given by keyword."""
+    for place, keywords in enumerate((("input", "tensors"), _SECOND.get(name, ()))):
+        if len(args) == place and (keyword := next((k for k in keywords if k in options), None)) is not None:
+            args, options = (*args, options[keyword]), {k: v for k, v in options.items() if k != keyword}
+    return args, options
 
 
 def as_sum(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ep_plugin.conversion import trace, tracing
 from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.between import OF_ONES_OWN, as_connection_module, without_offset
 from ep_plugin.conversion.computation import Computation
@@ -21,6 +20,7 @@ from ep_plugin.conversion.plan import (
     sources,
     substitute_input,
 )
+from ep_plugin.conversion.reader import inside
 from ep_plugin.linear.concatenation import Concatenation, Placement
 from ep_plugin.linear.connection import is_known
 from ep_plugin.linear.modules import Scale
@@ -86,8 +86,8 @@ class Paths:
         assert isinstance(signal, Applied)
         if isinstance(signal.module, nn.Sequential) and type(signal.module) is nn.Sequential:
             return self.paths_to(_unpacked(signal), user)
-        if (inside := _inside(signal)) is not None:
-            return self.paths_to(inside, user)
+        if (done := _inside(signal)) is not None:
+            return self.paths_to(done, user)
         if signal.module not in self.placed:
             self.placed[signal.module] = as_connection_module(signal.name, signal.module, self.max_pooling, self.notes)
         place = place_of(signal.name, signal.module)
@@ -151,15 +151,8 @@ def _inside(signal: Applied) -> Signal | None:
     """What a module that is not PyTorch's own does to its signal; None where only the module can tell."""
     if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")) or is_known(signal.module):
         return None
-    try:
-        if trace.trace(signal.module, length=7).by_mode:  # what it does in one mode is not what it does
-            return None
-        done = tracing.read(signal.module)
-    except ValueError:
-        return None
-    if done.path:  # one of several outputs
-        return None
-    return substitute_input(done.output, signal.signal, f"{signal.name}.")
+    done = inside(signal.module)
+    return None if done is None else substitute_input(done, signal.signal, f"{signal.name}.")
 
 
 def through(name: str, modules: Sequence[nn.Module], signal: Signal) -> Signal:

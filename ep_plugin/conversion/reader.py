@@ -93,7 +93,7 @@ class Reader(Selection, Writing, Calls):
             if read is None:
                 for axis, step in sorted(calls[0]):
                     self._note(f"of the input's axis {axis} it reads only place {step}")
-                self.found.received[name] = f.alone(signal)
+                self.found.received[name] = f.alone(signal, self.one.function)
             else:
                 found[name] = read
                 self.found.received[name] = any_step(signal)
@@ -301,10 +301,8 @@ class Reader(Selection, Writing, Calls):
         """What a module of the user's does to a signal."""
         if type(signal.module).__module__.startswith(("torch.", "ep_plugin.")):
             return None
-        value = self._of_record(signal.name, signal.module, Input())
-        if not isinstance(value, SIGNALS):
-            return None
-        return substitute_input(value, signal.signal, "")
+        done = inside(signal.module)
+        return None if done is None else substitute_input(done, signal.signal, "")
 
     def _of_record(self, name: str, module: nn.Module, value: Any) -> Value:
         """What a module of the user's makes of a record: what its own forward makes of it."""
@@ -316,6 +314,27 @@ class Reader(Selection, Writing, Calls):
         if traced.sized or len(outputs) != 1 or outputs[0][0]:
             return whole_record(f"{name!r}")
         return outputs[0][1]
+
+
+_GIVEN = Spikes("what a module is given")
+"""No `Input`: a place of it is no step."""
+
+
+def inside(module: nn.Module) -> Signal | None:
+    """What a module without neurons makes of its argument, whatever that is; None where only the module can tell."""
+    made: Made = {}
+    found: set[Value] = set()
+    for length in (7, 11):
+        try:
+            traced = trace(module, length=length)
+            outputs = Reader(module, traced, made, _GIVEN).outputs()
+        except ValueError:
+            return None
+        if traced.by_mode or len(outputs) != 1 or outputs[0][0]:  # what it does in one mode is not what it does
+            return None
+        found.add(outputs[0][1])
+    value = found.pop()
+    return value if not found and isinstance(value, SIGNALS) else None
 
 
 def _argument(name: str) -> Unknown:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion.adapters import find_adapter
+from ep_plugin.conversion.functions import in_order
 from ep_plugin.conversion.restore import unchanged
 from ep_plugin.conversion.shapes import Shapes
 from ep_plugin.conversion.sizes import NotKnown
@@ -202,8 +203,10 @@ class _Tracer(fx.Tracer):
             )
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, target, *args, **kwargs)
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Node:
+        if kind in ("call_function", "call_method"):
+            args, kwargs = in_order(getattr(target, "__name__", target), args, kwargs)
+        node = super().create_node(kind, target, args, kwargs, *rest, **options)
         if kind == "call_module" and not torch.is_grad_enabled():
             node.meta["frozen"] = True
         if self.shapes is not None and kind not in ("placeholder", "output"):

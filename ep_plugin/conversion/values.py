@@ -144,11 +144,15 @@ def frames(signal: Signal) -> frozenset[tuple[int, int]]:
 
 
 def recorded(values: "list[Value]", axis: int) -> "Value":
-    """What each of several steps gave, stacked: a record, if it is the same signal in each."""
+    """What each of several steps gave, stacked: a record, if it is the same signal in each.
+
+    What one step of the input gives several times is no record: such are channels that are repeated.
+    """
     other = next((v for v in values if not isinstance(v, SIGNALS)), None)
     if other is not None:
         return other if isinstance(other, Unknown) else whole_record("a stack")
     steps = [frames(v) for v in values]  # type: ignore[arg-type]
-    if all(len(step) <= 1 for step in steps) and len({any_step(v) for v in values}) == 1:  # type: ignore[arg-type]
+    repeated = len(steps) > 1 and any(steps) and len(set(steps)) == 1
+    if not repeated and all(len(step) <= 1 for step in steps) and len({any_step(v) for v in values}) == 1:  # type: ignore[arg-type]
         return Record(any_step(values[0]), axis, len(values))  # type: ignore[arg-type]
     return Several(tuple(values))

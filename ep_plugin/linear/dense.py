@@ -98,6 +98,7 @@ register_all(
         *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
         *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
         *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-        *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+        *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+        *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
     )
 )

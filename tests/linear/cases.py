@@ -173,6 +173,7 @@ CASES = {
         for d in (1, 2, 3)
     },
     nn.PixelShuffle: one(lambda: nn.PixelShuffle(2), 4, 3, 3),
+    nn.ChannelShuffle: one(lambda: nn.ChannelShuffle(2), 4, 2, 3),
     nn.PixelUnshuffle: one(lambda: nn.PixelUnshuffle(2), 2, 4, 6),
     nn.Upsample: st.builds(
         lambda mode: (nn.Upsample(scale_factor=2, mode=mode), [2, 3, 4]),
