@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ep_plugin.conversion.axes import LIKELY, OfOne, is_axis, is_permuting
-from ep_plugin.conversion.functions import Function, Size, Slot
+from ep_plugin.conversion.functions import Function, Size, Slot, is_pointwise
 from ep_plugin.conversion.plan import Applied, Combination, Input, Joined, Signal, Spikes, combine, sources, substitute
 from ep_plugin.conversion.values import ONE_STEP, Unknown, any_step, frames
 
@@ -156,20 +156,46 @@ def _words(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:4])) + (", ..." if len(steps) > 4 else "")
 
 
-def alone(signal: Signal, function: Callable[..., Function]) -> Signal:
+def alone(signal: Signal, function: Callable[..., Function], is_known: bool) -> Signal:
     """A signal of single places of the input, as one of the whole input.
 
     Args:
         signal: of such places.
         function: a function as a module, the same one each time.
+        is_known: whether the number of the input's axes is; if not, what stands before an index might mix the
+            places of its axis (that of features, before a linear layer), which shows when an input is given.
     """
+    take = torch.select if is_known or _keeps_places(signal) else select_step
 
     def leaf(s: Input | Spikes) -> Signal:
         if not isinstance(s, Input) or s.step is None:
             return s
-        return Applied("select", function(torch.select, (Slot(0), s.axis, s.step)), Input())
+        return Applied("select", function(take, (Slot(0), s.axis, s.step)), Input())
 
     return substitute(signal, leaf)
+
+
+def _keeps_places(signal: Signal) -> bool:
+    """Whether no module on the way from the input could mix the places of an axis."""
+    if isinstance(signal, Applied):
+        return is_pointwise(signal.module) and _keeps_places(signal.signal)
+    if isinstance(signal, Combination):
+        return all(_keeps_places(part) for part, _ in signal.terms)
+    return not isinstance(signal, Joined)
+
+
+def select_step(x: Tensor, axis: int, step: int) -> Tensor:
+    """`torch.select` along an axis that is none of a sample's only one.
+
+    Raises:
+        ValueError: a sample has no other axis.
+    """
+    if x.dim() < 3:
+        raise ValueError(
+            f"an input of shape {list(x.shape)} has no axis of steps, and the model's index [{step}] of axis {axis} was "
+            "read as a step of [batch, time, ...]; give an input to the conversion: convert(net, example_input=x)"
+        )
+    return torch.select(x, axis, step)
 
 
 def difference(a: Signal, b: Signal) -> str:

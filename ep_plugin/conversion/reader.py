@@ -93,7 +93,7 @@ class Reader(Selection, Writing, Calls):
             if read is None:
                 for axis, step in sorted(calls[0]):
                     self._note(f"of the input's axis {axis} it reads only place {step}")
-                self.found.received[name] = f.alone(signal, self.one.function)
+                self.found.received[name] = f.alone(signal, self.one.function, Input() in self.axes)
             else:
                 found[name] = read
                 self.found.received[name] = any_step(signal)

@@ -164,6 +164,24 @@ def test_places_of_another_axis_than_the_first_are_functions_of_the_input():
     torch.testing.assert_close(model(x), net.out((net.fc2(r1) + net.fc1(x[:, 1])).clamp(0, 1)), rtol=0, atol=1e-5)
 
 
+def test_an_index_of_features_is_no_index_of_steps():
+    """Behind a linear layer, which mixes features: it shows when an input comes; an example tells before."""
+
+    class Features(Net):
+        def forward(self, x):
+            return self.out(self.lif2(self.fc2(self.lif1(self.fc1(x)[:, :6].relu())[0]) + self.fc1(x)[:, :1].expand(-1, 6))[0])
+
+    with pytest.warns(ep.ConversionWarning, match="of the input's axis 1 it reads only place 0"):
+        model = ep.convert(net := Features(), **GRADED | {"feedback": 1e-7})
+    x = torch.rand(8, 8)
+    reason = r"shape \[8, 8\] has no axis of steps, .* index \[0\] of axis 1 .* convert\(net, example_input=x\)"
+    with pytest.raises(ValueError, match=reason):
+        model(x)
+    model = ep.convert(net, **GRADED | {"feedback": 1e-7}, example_input=x)
+    r1 = net.fc1(x).relu().clamp(0, 1)
+    torch.testing.assert_close(model(x), net.out((net.fc2(r1) + net.fc1(x)[:, :1]).clamp(0, 1)), rtol=0, atol=1e-5)
+
+
 def test_an_example_makes_sizes_true():
     def forward(self, x):
         assert x.dim() == 3
