@@ -1,6 +1,7 @@
 """Modules as they may stand between two neurons: affine, or piecewise so."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ OF_ONES_OWN = (
     f"ep_plugin.register_linear(that module's type); {_OTHERWISE}"
 )
 
+BACKWARD_HOOK = (
+    "has a backward hook, and a converted model sends no gradient back through it; remove it, or register it on the "
+    "parameters (parameter.register_hook)"
+)
+
+
+def hooked_backward(modules: Iterable[nn.Module]) -> bool:
+    """Whether something is to be done to the gradient that passes through one of the modules."""
+    return any(m._backward_hooks or m._backward_pre_hooks for m in modules)
+
 
 def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: list[str]) -> nn.Module:
     """The module as it may stand between two neurons.
@@ -81,6 +92,8 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
         ValueError: it has no counterpart, with the place and the reason.
     """
     place = place_of(name, module)
+    if hooked_backward(module.modules()):
+        raise ValueError(f"{place} {BACKWARD_HOOK}")
     if isinstance(module, _MAX_POOLING):
         return _average(place, module, notes) if max_pooling == "average" else module
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
@@ -110,6 +123,11 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
         if isinstance(module, types):
             raise ValueError(f"{place} cannot be converted: {reason}")
     if isinstance(module, Function):
+        if name == "detach":
+            raise ValueError(
+                "detach() between two neurons cannot be converted: it stops the gradient, and at an equilibrium each "
+                "acts on the other; leave it out, and freeze what should not be trained (requires_grad_(False))"
+            )
         raise ValueError(f"the function {name}() between two neurons cannot be converted: {OF_ONES_OWN}")
     raise ValueError(
         f"{place} cannot be converted: it stands between two neurons and is not known to be linear. If it is affine in "

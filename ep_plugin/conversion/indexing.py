@@ -31,7 +31,10 @@ class Index:
 
 
 def is_whole(entry: Any) -> bool:
-    return entry is Ellipsis or (isinstance(entry, slice) and entry in (slice(None), slice(0, None), slice(0, None, 1)))
+    if not isinstance(entry, slice):
+        return entry is Ellipsis
+    start = None if entry.start is None else int(entry.start)  # a size, which says no more of itself, too
+    return start in (None, 0) and entry.stop is None and entry.step in (None, 1)
 
 
 def parsed(index: Any) -> Index | None:

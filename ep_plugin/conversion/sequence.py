@@ -7,11 +7,11 @@ from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
 
 
 def is_sequence(net: nn.Module) -> bool:
-    """Whether no module in it calls neurons in a forward of its own, and no neuron in it takes all steps at once."""
+    """Whether no module calls neurons in a forward of its own, and no neuron takes all steps at once or has hooks."""
     if adapters.find_adapter(net) is not None:
-        return True
+        return not _is_hooked(net)
     return _is_container(net) and all(
-        (adapters.find_adapter(m) is not None and not adapters.runs_over_time(m))
+        (adapters.find_adapter(m) is not None and not adapters.runs_over_time(m) and not _is_hooked(m))
         or not any(adapters.find_adapter(inner) for inner in m.modules())
         for _, m in _leaves(net)
     )
@@ -42,9 +42,15 @@ def _leaves(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     return [leaf for name, child in net._modules.items() if child for leaf in _leaves(child, f"{prefix}{name}.")]
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether more than its type's forward counts when it is called; a trace sees that."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
 def _is_container(module: nn.Module) -> bool:
     kind = type(module)
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    if _is_hooked(module):
         return False
     if kind is nn.Sequential:
         return True

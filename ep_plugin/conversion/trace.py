@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ep_plugin.conversion.adapters import find_adapter
+from ep_plugin.conversion.adapters import find_adapter, place_of
+from ep_plugin.conversion.between import BACKWARD_HOOK, hooked_backward
 from ep_plugin.conversion.functions import in_order
 from ep_plugin.conversion.restore import unchanged
 from ep_plugin.conversion.shapes import Shapes
 from ep_plugin.conversion.sizes import NotKnown
-from ep_plugin.conversion.traced import Traced
+from ep_plugin.conversion.traced import Traced, as_tensors
 from ep_plugin.conversion.watch import DRAWN, Watch
 
 Path = tuple[Any, ...]
@@ -98,7 +99,7 @@ def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls:
                 m.__dict__["training"] = Mode(m.training)
             Mode.asked = False
             try:
-                with _uncompiled(), tracer.watch:
+                with _uncompiled(), as_tensors(), tracer.watch:
                     graph = tracer.trace(root)
             finally:
                 tracer.watch.undo()
@@ -118,12 +119,29 @@ def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls:
 
 def _untraceable(net: nn.Module, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    if any("spikegen" in f.filename or "/torch/distributions/" in f.filename for f in frames):
+    files = [f.filename.replace("\\", "/") for f in frames]
+    encoder = next((f.name for f in frames if f.filename.endswith("spikegen.py")), "")
+    if "rate" in encoder or any("/torch/distributions/" in file for file in files):
         error = NotKnown(f"it depends on {DRAWN}")
+    elif encoder:
+        error = NotKnown(
+            f"it encodes the input by spikegen.{encoder}, which cannot be read; give the network the values, "
+            "or encode outside and give all steps, with time_varying=True"
+        )
+    elif any(file.endswith("/torch/utils/checkpoint.py") for file in files):
+        error = NotKnown(
+            "it calls torch.utils.checkpoint, which needs real tensors; call the function itself, since a converted "
+            "model keeps nothing for a backward pass through it"
+        )
+    elif isinstance(error, (TypeError, RuntimeError)) and any(name in str(error) for name in ("Traced", "Proxy(")):
+        error = NotKnown(
+            "it gives a value to what takes real tensors only (TorchScript, NumPy); call that outside, or in a module "
+            "without neurons"
+        )
     inner = ("/torch/", "/snntorch/", "/norse/", "/ep_plugin/", "<")
     own = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in inner)]
     place = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
-    message = f"the forward of {type(net).__name__} cannot be traced: {error}"
+    message = f"the forward of {type(net).__name__} cannot be traced: {' '.join(str(error).split())}"
     if isinstance(error, NotKnown):
         return message + place
     return (
@@ -185,6 +203,7 @@ class _Tracer(fx.Tracer):
         self.device = torch.device("cpu") if example is None else example.device
         self.watch = Watch(lambda tensor: self.proxy(self.create_arg(tensor)))
         self.kinds: dict[nn.Module, Any] = {}
+        self.functions = _forwards(torch.autograd.Function)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Traced(node, self)
@@ -205,6 +224,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Node:
         if kind in ("call_function", "call_method"):
+            self._outside_of_functions()
             args, kwargs = in_order(getattr(target, "__name__", target), args, kwargs)
         node = super().create_node(kind, target, args, kwargs, *rest, **options)
         if kind == "call_module" and not torch.is_grad_enabled():
@@ -212,6 +232,18 @@ class _Tracer(fx.Tracer):
         if self.shapes is not None and kind not in ("placeholder", "output"):
             node.meta["shape"] = self.shapes.of(node)
         return node
+
+    def _outside_of_functions(self) -> None:
+        """Refuses what the forward of an autograd function does, whose backward would be lost."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            if (name := self.functions.get(frame.f_code)) is not None:
+                raise NotKnown(
+                    f"it calls the autograd function {name}, which has a backward of its own that a trace does not "
+                    "see; call it in a module without neurons, or, if it makes spikes, use a neuron of snnTorch or "
+                    "Norse, or one of your own after ep_plugin.register_neuron"
+                )
+            frame = frame.f_back
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """The input, other arguments that have no default, and no others: those keep their defaults."""
@@ -263,6 +295,8 @@ class _Tracer(fx.Tracer):
         if (wrapped := inside_wrapper(m)) is not None:
             return wrapped(*args, **kwargs)
         name = self.path_of_module(m)
+        if hooked_backward([m]) and not (self.is_leaf_module(m, name) and self._adapter(m) is None):
+            raise NotKnown(f"{place_of(name, m) if name else 'the model'} {BACKWARD_HOOK}")
         if not self.is_leaf_module(m, name):
             return forward(*args, **kwargs)
         found = self._adapter(m)
@@ -289,6 +323,17 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
+
+
+def _forwards(function: type) -> dict[Any, str]:
+    """The code of the forward of every autograd function, and its name."""
+    found: dict[Any, str] = {}
+    kind: type
+    for kind in function.__subclasses__():
+        if (code := getattr(getattr(kind, "forward", None), "__code__", None)) is not None:
+            found[code] = kind.__name__
+        found |= _forwards(kind)
+    return found
 
 
 def inside_wrapper(module: nn.Module) -> nn.Module | None:

@@ -1,6 +1,9 @@
 """Values in a trace, and what may be asked of them."""
 
+import builtins
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +17,6 @@ class Traced(fx.Proxy):
 
     tracer: Any
     _is_param = _is_buffer = False
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # so that `isinstance(x, torch.Tensor)` is true
-        return Tensor
 
     def _shape(self) -> Any:
         return self.node.meta.get("shape")
@@ -104,8 +103,39 @@ class Traced(fx.Proxy):
     def dtype(self) -> torch.dtype:
         return known.dtype if isinstance(known := self._shape(), Tensor) else torch.get_default_dtype()
 
+    def register_hook(self, hook: Any) -> Any:
+        raise NotKnown(
+            "it registers a hook on the gradient of a value, and a converted model sends no gradient back through its "
+            "values; register it on the parameters instead"
+        )
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.tracer.create_proxy("call_method", "clone", (self,), {})
+
+    def __copy__(self) -> Any:
+        return self
+
     is_cuda = property(lambda self: self.device.type == "cuda")
-    requires_grad = property(lambda self: False)
+    requires_grad = property(lambda self: self.node.op != "placeholder" and torch.is_grad_enabled())
+
+
+@contextmanager
+def as_tensors() -> Iterator[None]:
+    """While it lasts `isinstance(x, torch.Tensor)` is true of traced values.
+
+    Python's function is replaced, since a `__class__` of theirs would tell so PyTorch's C code too, which then reads
+    them as the tensor that they are not, and crashes.
+    """
+    plain, tensor = builtins.isinstance, torch.empty(0)
+
+    def as_tensor(value: Any, kind: Any) -> bool:
+        return plain(value, kind) or (type(value) is Traced and plain(tensor, kind))
+
+    builtins.isinstance = as_tensor
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
 
 
 def _stacked(node: fx.Node) -> int | None:

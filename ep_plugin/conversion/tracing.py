@@ -16,7 +16,7 @@ from ep_plugin.conversion.adapters import place_of, runs_over_time
 from ep_plugin.conversion.outputs import chosen_output, left_out
 from ep_plugin.conversion.plan import Combination, Input, Plan, Signal, combine
 from ep_plugin.conversion.reader import Made, Reader
-from ep_plugin.conversion.sizes import EXAMPLE
+from ep_plugin.conversion.sizes import EXAMPLE, NotKnown
 from ep_plugin.conversion.trace import Path, trace
 from ep_plugin.conversion.values import Record, Value, any_step
 
@@ -106,7 +106,10 @@ def _read(
     modules = dict(net.named_modules())
     if any(node.op == "call_module" and runs_over_time(modules[str(node.target)]) for node in traced.graph.nodes):
         given = Record(Input(axis=0), 0, length if example is None else len(example))
-    reader = Reader(net, traced, made, given)
+    try:
+        reader = Reader(net, traced, made, given)
+    except NotKnown as error:
+        raise ValueError(f"the forward of {type(net).__name__} cannot be read: {error}") from error
     plan = reader.found
 
     def size(axis: int) -> int | None:
