@@ -81,7 +81,7 @@ class Calls(State):
 
     def _joined(self, name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Value:
         """A function of several tensors, which may stand before the first neuron or after the last."""
-        nodes = [a for a in dict.fromkeys(flat((*args, *options.values()))) if isinstance(a, fx.Node)]
+        nodes = list(dict.fromkeys(a for a in flat((*args, *options.values())) if isinstance(a, fx.Node)))
         values = [self._value(node) for node in nodes]
         signals = tuple(v for v in values if isinstance(v, SIGNALS))
 

@@ -370,7 +370,8 @@ def _differs(place: str, before: Signal, signal: Signal) -> str:
         )
     return (
         f"{place} receives something that differs between steps: {f.difference(before, signal)}; expected the same in "
-        "every step but for the step of the input, since a relaxation has no count of steps"
+        "every step but for the step of the input, since a relaxation has no count of steps (if it stands in two "
+        "places of the network, it needs a neuron for each)"
     )
 
 

@@ -26,6 +26,10 @@ _NAMES = {
     "squeeze": ("dim",),
 }
 
+_OF_PIECES = ("split", "chunk", "tensor_split", "unbind", "aminmax", "std_mean", "var_mean")
+_WITH_PLACES = ("max", "min", "topk", "sort", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin")
+"""Functions that return values and where they are."""
+
 
 class Selection(State):
     """Reads parts of values."""
@@ -136,6 +140,11 @@ class Selection(State):
     def _attribute(self, value: Any, name: Any) -> Value:
         if isinstance(value, Several) and name == "values":
             return value.values[0]
+        module = value.module if isinstance(value, Applied) else None
+        of_two = isinstance(module, Function) and function_name(module.function) in _WITH_PLACES
+        if of_two and name in ("values", "indices"):
+            place = ("values", "indices").index(name)
+            return self._then("getitem", self.modules_of(operator.getitem, (place,), {}), value)
         return unread(value, f"the attribute {name!r}")
 
 
@@ -162,7 +171,7 @@ def unsqueezed(signal: Signal) -> int | None:
 def _is_tensor(module: nn.Module) -> bool:
     """Whether a module gives a tensor, as far as is known, and not a tuple."""
     if isinstance(module, Function):
-        return function_name(module.function) not in ("split", "chunk", "tensor_split", "unbind", *("max", "min"))
+        return function_name(module.function) not in (*_OF_PIECES, *_WITH_PLACES)
     return not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and type(module).__module__.startswith("torch.")
 
 

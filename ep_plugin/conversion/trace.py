@@ -20,7 +20,7 @@ from ep_plugin.conversion.between import BACKWARD_HOOK, hooked_backward
 from ep_plugin.conversion.functions import in_order
 from ep_plugin.conversion.restore import unchanged
 from ep_plugin.conversion.shapes import Shapes
-from ep_plugin.conversion.sizes import NotKnown
+from ep_plugin.conversion.sizes import EXAMPLE, NotKnown, Shape
 from ep_plugin.conversion.traced import Traced, as_tensors
 from ep_plugin.conversion.watch import DRAWN, Watch
 
@@ -220,6 +220,8 @@ class _Tracer(fx.Tracer):
                 "it uses a parameter that is no attribute of the model's modules; expected it to be one (in an "
                 "nn.ParameterList if there are several)"
             )
+        if isinstance(a, Shape):
+            raise NotKnown(f"it uses the sizes of a value, which are not known; {EXAMPLE}")
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Node:

@@ -51,7 +51,9 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
             "the model reads some of its input's steps only; expected a loop over all of them. Select outside what the "
             "network is to see"
         )
-    if other.output != plan.output:
+    if other.output != plan.output and (mean := _rounded(plan.output)) == _rounded(other.output):
+        plan.output = mean  # a sum over the steps, each divided by their number
+    elif other.output != plan.output:
         plan.output = _mean(plan.output, other.output)
         plan.notes.append(
             "its output is a sum over the input's steps, of which the converted model returns the mean (their number "
@@ -85,13 +87,20 @@ def _told(plan: Plan, example: Tensor | None) -> Plan:
 _BY_SIZE = f"a size of the input, which is not known; {EXAMPLE}"
 
 
+def _rounded(signal: Signal) -> Signal:
+    """Without the last digits of a sum's factors, which as many steps as there are leave inexact."""
+    if not isinstance(signal, Combination):
+        return signal
+    return combine([(part, float(f"{factor:.9g}")) for part, factor in signal.terms])
+
+
 def _mean(one: Signal, two: Signal) -> Signal:
     """The mean over the steps, of which `one` is the sum over so many and `two` over others."""
     means = []
     for signal, length in zip((one, two), LENGTHS, strict=True):
         if not isinstance(signal, Combination):
             raise ValueError(f"the output depends on {_BY_SIZE}")
-        means.append(combine([(part, factor / length) for part, factor in signal.terms]))
+        means.append(_rounded(combine([(part, factor / length) for part, factor in signal.terms])))
     if means[0] != means[1]:
         raise ValueError(f"the output depends on {_BY_SIZE}")
     return means[0]
