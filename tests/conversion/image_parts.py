@@ -37,7 +37,10 @@ def conv(rng, shape):
     }
     if rng.random() < 0.2:
         options |= {"padding": rng.choice(["same", "valid"]), "stride": 1}
-    return _of(shape, "Conv")(shape[0], groups * rng.choice([1, 2, 3]), _each(rng, shape, 1, 2, 3, 3), **options)
+    module = _of(shape, "Conv")(shape[0], groups * rng.choice([1, 2, 3]), _each(rng, shape, 1, 2, 3, 3), **options)
+    if max(module.kernel_size) == 1:  # PyTorch 2.14 crashes where such a kernel is dilated and padded
+        module.dilation = (1,) * len(module.kernel_size)
+    return module
 
 
 def by_function(rng, shape):
