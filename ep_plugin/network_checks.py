@@ -164,7 +164,12 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
             raise ValueError(f"the input has the shape {shape}; expected [{_words(['...'], time_axis)}]")
     elif len(expected) != len(sample) or any(e != n for e, n in zip(expected, sample, strict=True) if e is not None):
         words = _words(["size" if e is None else str(e) for e in expected], time_axis)
-        raise ValueError(f"the input has the shape {shape}; expected [{words}]")
+        way_out = (
+            " (if a sample has more axes, such as one of tokens, convert with example_input=x)"
+            if len(expected) == 1 and len(sample) > 1 and sample[-1:] == expected
+            else ""
+        )
+        raise ValueError(f"the input has the shape {shape}; expected [{words}]{way_out}")
     if 0 in (*leading, *constant[:1]):
         raise ValueError(f"the input has the shape {shape}: an empty batch; expected at least one sample")
     if not x.is_meta and not bool(x.isfinite().all()):

@@ -77,12 +77,15 @@ def require_finite(what: str, tensors: Sequence[Tensor], names: list[str]) -> No
 
 
 def expected_input(stem: nn.Module) -> list[int | None] | None:
-    """A sample's shape (None: any size); None if the first module does not tell it."""
+    """A sample's shape (None: any size); None if the first module does not tell it.
+
+    Before a linear layer it has one axis, unless the stem tells how many by its attribute `axes`.
+    """
     first = _first(stem)
     if isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return [first.in_channels, *[None] * len(first.kernel_size)]
     if isinstance(first, nn.Linear):
-        return [first.in_features]
+        return [*[None] * (getattr(stem, "axes", 1) - 1), first.in_features]
     return None
 
 

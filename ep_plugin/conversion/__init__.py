@@ -147,15 +147,23 @@ def convert(
         read=parts.read,
     )
     of_the_original = set(net.modules())
+    over_time = plan.steps is not None or any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
+    if example_input is not None and model.stem not in of_the_original:
+        model.stem.axes = example_input.dim() - 1 - over_time  # type: ignore[assignment]
     for module in model.modules():
         if module not in of_the_original and not isinstance(module, SharedDropout):  # which has its dropout's mode
             module.training = net.training
     model.register_forward_pre_hook(Origin(net, model))
     notes = [*parts.notes, *adapters.differences(originals)]
-    over_time = any(adapters.adapter_for(m).runs_over_time(m) for m in originals.values())
-    if (over_time or plan.steps is not None) and not time_varying:
+    if over_time and not time_varying:
         axis = f" (axis {parts.time_axis} of the model's)" if parts.time_axis else ""
         notes.append(f"the input is that of one step, [batch, ...], with no time axis{axis} (unless time_varying=True)")
+    if any(c.source == c.target for c in parts.connections):
+        notes.append(
+            "no feedback weakens a loop within a layer, so that recurrent layers settle slowly, the more so the longer "
+            "they train, and the gradient is lost where they do not: watch the residual (EquilibriumMonitor, "
+            "ep-plugin check) and give more steps, Relaxation(steps=...)"
+        )
     if parts.readout is None:
         notes.append("the output is the last neuron's equilibrium, one tensor [batch, ...], and not spikes over time")
     if notes:

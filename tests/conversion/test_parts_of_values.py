@@ -1,5 +1,6 @@
 """Indices by tensors, values beside places, sizes handed on, sums over steps divided in the loop, one neuron twice."""
 
+import norse.torch as norse
 import pytest
 import snntorch as snn
 import torch
@@ -123,3 +124,46 @@ def test_a_neuron_of_two_parts_of_the_input_is_said_to_need_another():
         convert(Siamese(1))
     net, x = Siamese(2), torch.rand(4, 8)
     torch.testing.assert_close(convert(net, encoder="graded")(x), rates(net, x), rtol=0, atol=0.05)
+
+
+def test_tokens_before_a_linear_layer_are_known_by_an_example():
+    """Samples of more than one axis were refused before a linear layer, whatever the model was converted with."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.l1, self.fc, self.l2 = nn.Linear(6, 8), lif(), nn.Linear(8, 3), lif()
+            self.position = nn.Parameter(torch.rand(1, 9, 8) * 0.1)
+
+        def forward(self, x):
+            return self.l2(self.fc(self.l1(self.embed(x) + self.position)))[:, 0]
+
+    net, x = Tokens(), torch.rand(4, 9, 6)
+    with pytest.raises(ValueError, match="convert with example_input=x"):
+        convert(net)(x)
+    model = convert(net, example_input=x, encoder="graded", feedback=1e-6)
+    torch.testing.assert_close(model(x), rates(net, x), rtol=0, atol=0.02)
+    with pytest.raises(ValueError, match=r"expected \[batch, size, 6\]"):
+        model(x[:, 0])
+
+
+def test_an_example_of_steps_is_one_of_more_axes_than_a_step():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(6, 3), snn.Leaky(beta=0.9)
+
+        def forward(self, x):
+            mem, count = self.lif.init_leaky(), 0
+            for xt in x:
+                spk, mem = self.lif(self.fc(xt), mem)
+                count = count + spk
+            return count / len(x)
+
+    x = torch.rand(5, 4, 6)
+    assert convert(Steps(), example_input=x)(x[0]).shape == (4, 3)
+    assert convert(Steps(), example_input=x, time_varying=True)(x).shape == (4, 3)
+    with pytest.raises(ValueError, match=r"expected \[batch, 6\]"):
+        convert(Steps(), example_input=x)(x)
+    over_time = norse.SequentialState(norse.Lift(nn.Linear(6, 3)), norse.LIF())
+    assert convert(over_time, example_input=x)(x[0]).shape == (4, 3)
