@@ -174,10 +174,10 @@ class ConvergentNetwork(nn.Module):
     @property
     def steps(self) -> tuple[int, int]:
         """How many steps the free and the nudged phase take (0 without a nudged phase)."""
-        free = self.relaxation.steps_for(self.levels, self.encoder)
+        free = self.relaxation.steps_for(self, self.encoder)
         estimator = self.estimator
         if isinstance(estimator, EquilibriumPropagation):
-            return free, estimator.steps_for(self.levels, self.encoder)
+            return free, estimator.steps_for(self, self.encoder)
         return free, estimator.steps if isinstance(estimator, FullPhaseEP) else 0
 
     @overload
@@ -229,7 +229,7 @@ class ConvergentNetwork(nn.Module):
         system = self.system(x)
         relaxation, sender = self._settling(system)
         if record:
-            require_room(system, relaxation.steps_for(self.levels, self.encoder), x.shape)
+            require_room(system, relaxation.steps_for(self, self.encoder), x.shape)
         with outside_autocast(system.like):
             free = relax(system, sender, relaxation, self.observe, record)
         require_finite_states(free)
@@ -364,7 +364,7 @@ class ConvergentNetwork(nn.Module):
             relaxation = replace(relaxation, steps=len(frames[0]))
         if self.event_weights is None:
             return relaxation, self.encoder
-        if relaxation.steps_for(self.levels, self.encoder) != self.steps[0]:
+        if relaxation.steps_for(self, self.encoder) != self.steps[0]:
             raise ValueError(
                 f"the input's frames take {relaxation.steps} steps, and fixed event weights are constants of "
                 f"{self.steps[0]}; set model.relaxation = Relaxation({relaxation.steps}), and find them anew: "

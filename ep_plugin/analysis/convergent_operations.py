@@ -43,7 +43,7 @@ def counted(model: ConvergentNetwork, x: Tensor, y: Any, loss: Loss) -> tuple[li
         system = model.system(x)
         relaxation, sender = model._settling(system)
         ledger = _Ledger(system.detach())
-        encoder = _Noting(sender, ledger, relaxation.steps_for(model.levels, sender))
+        encoder = _Noting(sender, ledger, relaxation.steps_for(model, sender))
         with outside_autocast(system.like):
             if y is None:
                 free = relax(system, encoder, relaxation, model.observe, counted=False)

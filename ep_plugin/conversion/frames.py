@@ -192,8 +192,8 @@ def select_step(x: Tensor, axis: int, step: int) -> Tensor:
     """
     if x.dim() < 3:
         raise ValueError(
-            f"an input of shape {list(x.shape)} has no axis of steps, and the model's index [{step}] of axis {axis} was "
-            "read as a step of [batch, time, ...]; give an input to the conversion: convert(net, example_input=x)"
+            f"an input of shape {list(x.shape)} has no axis of steps, and the model's index [{step}] of axis {axis} "
+            "was read as a step of [batch, time, ...]; give an input to the conversion: convert(net, example_input=x)"
         )
     return torch.select(x, axis, step)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ep_plugin.dynamics.deviations import Deviations, contrast, nudge
 from ep_plugin.dynamics.encoders.base import Encoder
-from ep_plugin.dynamics.relaxation import FreePhase, Observed, Point, Relaxation, default_steps, depth, relax
+from ep_plugin.dynamics.relaxation import FreePhase, Graph, Observed, Point, Relaxation, default_steps, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
 from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
@@ -126,7 +126,7 @@ class EquilibriumPropagation:
             point if second is None else point.repeated(2),
             forces,
             encoder.for_deviations(),
-            self.steps_for(system.levels, encoder),
+            self.steps_for(system, encoder),
             relaxation.order,
             observe,
             record,
@@ -134,9 +134,9 @@ class EquilibriumPropagation:
         )
         return deviations, length / ((a - b) * self.beta), second
 
-    def steps_for(self, levels: Sequence[int], encoder: Encoder) -> int:
-        """The number of steps in a network whose layers stand at these levels."""
-        return self.steps or default_steps(depth(levels), encoder)[1]
+    def steps_for(self, graph: Graph, encoder: Encoder) -> int:
+        """The number of steps in a network of this graph."""
+        return self.steps or default_steps(graph, encoder)[1]
 
     def _gradients(
         self,

@@ -169,7 +169,9 @@ def test_an_index_of_features_is_no_index_of_steps():
 
     class Features(Net):
         def forward(self, x):
-            return self.out(self.lif2(self.fc2(self.lif1(self.fc1(x)[:, :6].relu())[0]) + self.fc1(x)[:, :1].expand(-1, 6))[0])
+            drive = self.fc1(x)
+            spikes, _ = self.lif1(drive[:, :6].relu())
+            return self.out(self.lif2(self.fc2(spikes) + drive[:, :1].expand(-1, 6))[0])
 
     with pytest.warns(ep.ConversionWarning, match="of the input's axis 1 it reads only place 0"):
         model = ep.convert(net := Features(), **GRADED | {"feedback": 1e-7})

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,16 +123,33 @@ def test_few_steps(steps):
         assert model.free_phase(x).steps == steps
 
 
+def chain(levels):
+    return SimpleNamespace(levels=range(levels), connections=())
+
+
+def test_small_steps_and_loops_within_a_level_need_more_of_them():
+    model, x = by_hand([(0, 1), (1, 2)], relaxation=ep.Relaxation(), encoder="graded")
+    for step_size in (1.0, 0.9, 0.7, 0.5, 0.2):
+        model.relaxation = ep.Relaxation(step_size=step_size)
+        assert (1 - step_size) ** model.steps[0] <= 1e-4
+        assert model.free_phase(x).residual.max() <= 0.01
+    looped, _ = by_hand([(0, 1), (1, 2), (1, 1)], relaxation=ep.Relaxation(), estimator=ep.EquilibriumPropagation())
+    for encoder in ENCODERS:
+        free, nudged = looped.variant(encoder=encoder).steps
+        assert free >= 14
+        assert nudged >= 10
+
+
 def test_steps_by_depth_where_none_are_given():
     """More for deeper networks, for spikes, and for the means of binary ones; `model.steps` says which."""
     for encoder in ENCODERS:
-        found = [default_steps(levels, as_encoder(encoder)) for levels in (1, 3, 8, 16, 40)]
+        found = [default_steps(chain(levels), as_encoder(encoder)) for levels in (1, 3, 8, 16, 40)]
         assert found == sorted(found)
         assert found[0] < found[-1]
     model, x = by_hand([(0, 1), (1, 2)], relaxation=ep.Relaxation(), estimator=ep.EquilibriumPropagation())
     for encoder in ENCODERS:
         other = model.variant(encoder=encoder)
-        assert other.steps == default_steps(3, as_encoder(encoder))
+        assert other.steps == default_steps(chain(3), as_encoder(encoder))
         assert other.free_phase(x).steps == other.steps[0]
     graded, events, means = (
         model.variant(encoder=name).steps for name in ("graded", "adaptive_delta", "predictive_sigma_delta")
