@@ -1,5 +1,6 @@
 """Functions that a forward calls: sums, shapes, concatenations, and any function of one value or several."""
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -123,6 +124,28 @@ class Calls(State):
             slots = [Slot(nodes.index(v)) for v in values]
             return Joined("stack", self.one.function(torch.stack, (slots, dim)), tuple(nodes))
         return concatenation(values, dim, self.one)
+
+
+def in_state(call: fx.Node, made: Container[str]) -> fx.Node | None:
+    """What the state that a neuron is handed depends on, beside what that neuron returned.
+
+    Args:
+        call: of the neuron.
+        made: functions of which only the shape of their argument counts.
+    """
+    given = next(node for node in call.graph.nodes if node.op == "placeholder")
+    waiting = [a for a in flat([*call.args, *call.kwargs.values()][1:]) if isinstance(a, fx.Node)]
+    seen: set[fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen or (node.op == "call_module" and node.target == call.target):
+            continue
+        if node is given or node.op == "call_module":
+            return node
+        seen.add(node)
+        if function_name(node.target) not in made:
+            waiting.extend(node.all_input_nodes)
+    return None
 
 
 def first_unknown(values: list[Any], function: str = "a function") -> Unknown | None:

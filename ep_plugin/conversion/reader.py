@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from ep_plugin.conversion import frames as f
 from ep_plugin.conversion.adapters import adapter_for, find_adapter, lifted, place_of, runs_over_time
 from ep_plugin.conversion.axes import REDUCTIONS
-from ep_plugin.conversion.calls import Calls, first_unknown
+from ep_plugin.conversion.calls import Calls, first_unknown, in_state
 from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
-from ep_plugin.conversion.linear_functions import Held, constant
+from ep_plugin.conversion.linear_functions import Held, constant, is_constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
 from ep_plugin.conversion.selection import Selection, unread
@@ -158,6 +158,13 @@ class Reader(Selection, Writing, Calls):
             return self._in_place(node, value) if getattr(module, "inplace", False) is True else value
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
+        if (other := in_state(node, (*_ZEROS, *_MADE))) is not None:
+            label = str(other.target)
+            what = "the input" if other.op == "placeholder" else place_of(label, self.modules[label])
+            raise ValueError(
+                f"{place_of(name, module)} is handed a state that depends on {what}, and states that are passed by "
+                "hand are left out; add that to what the neuron receives, by a linear module"
+            )
         return self._neuron(name, module, self.signal(received, place_of(name, module)))
 
     def _over_time(self, name: str, node: fx.Node, step: Callable[[Signal], Value]) -> Value:
@@ -240,6 +247,9 @@ class Reader(Selection, Writing, Calls):
         name = function_name(function)
         if name in DRAWS or (name == "rrelu" and node.kwargs.get("training")):
             return Unknown(DRAWN, explained=True)
+        if "dropout" in name and isinstance(of := self._value(node.args[0]), SIGNALS) and is_constant(of):
+            training: Any = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            return _DROPPED_WEIGHTS if int(training) else of
         value = self._computed(node, out_of_place(function), name)
         return self._in_place(node, value) if is_in_place(name) or asks_in_place(node) else value
 
@@ -335,6 +345,13 @@ def inside(module: nn.Module) -> Signal | None:
         found.add(outputs[0][1])
     value = found.pop()
     return value if not found and isinstance(value, SIGNALS) else None
+
+
+_DROPPED_WEIGHTS = Unknown(
+    "dropout of a parameter, which the original draws anew in every step; drop places of the signal in its place "
+    "(nn.Dropout, one mask a batch), or convert the model in evaluation mode",
+    explained=True,
+)
 
 
 def _argument(name: str) -> Unknown:

@@ -12,8 +12,12 @@ from typing import Any
 EXAMPLE = "trace it with an input whose sizes are true: convert(net, example_input=x)"
 
 
-class NotKnown(Exception):
-    """Asked of a traced value what only a value has; the message says what, and the way out."""
+class NotKnown(BaseException):
+    """Asked of a traced value what only a value has; the message says what, and the way out.
+
+    It is no `Exception`, so that a forward that tries something, and does another thing in its place, does not take it
+    for a failure of that.
+    """
 
 
 class Size(int):

@@ -107,7 +107,7 @@ def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls:
             raise NotKnown(f"it depends on {DRAWN}")
         if tracer.watch.changes(list(net.parameters())):
             raise NotKnown(CHANGES_PARAMETERS)
-    except Exception as error:
+    except (Exception, NotKnown) as error:
         raise ValueError(_untraceable(net, error)) from error
     finally:
         random.setstate(draws)
@@ -117,7 +117,7 @@ def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls:
     return Trace(graph, root, outputs, drawn, tracer.sized, Mode.asked)
 
 
-def _untraceable(net: nn.Module, error: Exception) -> str:
+def _untraceable(net: nn.Module, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     files = [f.filename.replace("\\", "/") for f in frames]
     encoder = next((f.name for f in frames if f.filename.endswith("spikegen.py")), "")
