@@ -133,6 +133,8 @@ def _untraceable(net: nn.Module, error: BaseException) -> str:
             "it calls torch.utils.checkpoint, which needs real tensors; call the function itself, since a converted "
             "model keeps nothing for a backward pass through it"
         )
+    elif not isinstance(error, NotKnown) and (function := _applied(error)) is not None:
+        error = _calls_function(function)
     elif isinstance(error, (TypeError, RuntimeError)) and any(name in str(error) for name in ("Traced", "Proxy(")):
         error = NotKnown(
             "it gives a value to what takes real tensors only (TorchScript, NumPy); call that outside, or in a module "
@@ -240,11 +242,7 @@ class _Tracer(fx.Tracer):
         frame = inspect.currentframe()
         while frame is not None:
             if (name := self.functions.get(frame.f_code)) is not None:
-                raise NotKnown(
-                    f"it calls the autograd function {name}, which has a backward of its own that a trace does not "
-                    "see; call it in a module without neurons, or, if it makes spikes, use a neuron of snnTorch or "
-                    "Norse, or one of your own after ep_plugin.register_neuron"
-                )
+                raise _calls_function(name)
             frame = frame.f_back
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -325,6 +323,24 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
+
+
+def _calls_function(name: str) -> NotKnown:
+    return NotKnown(
+        f"it calls the autograd function {name}, which has a backward of its own that a trace does not see; call it in "
+        "a module without neurons, or, if it makes spikes, use a neuron of snnTorch or Norse, or one of your own after "
+        "ep_plugin.register_neuron"
+    )
+
+
+def _applied(error: BaseException) -> str | None:
+    """The autograd function whose `apply` took no value of a trace, as PyTorch before 2.7 has it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "apply" and frame.f_code.co_filename.endswith("function.py"):
+            kind = frame.f_locals.get("cls")
+            if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
+                return kind.__name__
+    return None
 
 
 def _forwards(function: type) -> dict[Any, str]:
