@@ -100,6 +100,8 @@ class Connection(nn.Module):
             with torch.no_grad():
                 for linear, own in zip(self._maps, self._split(self.tensors()), strict=True):
                     values.append(linear.affine(own, values[-1]))
+                    if isinstance(linear, MaxPool) and not values[-1].is_meta and values[-1].isneginf().any():
+                        raise RuntimeError(f"{linear.pool} has windows without an entry; give less padding or dilation")
             self._shapes[shape] = [tuple(v.shape[1:]) for v in values]
         return self._shapes[shape]
 

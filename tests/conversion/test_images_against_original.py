@@ -25,6 +25,7 @@ REASONS = {
     # what a refusal says -> parts, one of which is there
     "it follows a sum of several signals.*only piece by piece": BENT,
     "it follows a sum of several signals.*a mask of its own": {"scaled"},
+    "has windows without an entry": BENT,
     "it is smooth and not linear": {"smooth"},
     r"amax\(\).* not known to be linear": {"smooth"},
     r"batch_norm\(\).*(not known to be linear|several tensors)": {"by_function"},

@@ -288,3 +288,10 @@ def test_half_precision_around_a_module_that_is_differentiated():
     assert (up.dtype, down.dtype) == (torch.bfloat16, torch.bfloat16)
     torch.testing.assert_close(up.float(), module(x), rtol=0.05, atol=0.05)
     torch.testing.assert_close(down.float(), plain.adjoint(y), rtol=0.05, atol=0.05)
+
+
+def test_max_pooling_of_windows_without_an_entry_is_told():
+    pool = nn.MaxPool2d(2, padding=1, dilation=2)
+    with pytest.raises(RuntimeError, match="MaxPool2d.* has windows without an entry; give less padding or dilation"):
+        Connection(pool, 0, 1).shapes((3, 1, 2))
+    assert Connection(nn.MaxPool2d(2, padding=1), 0, 1).shapes((3, 1, 2))[-1] == (3, 1, 2)
