@@ -292,6 +292,6 @@ def test_half_precision_around_a_module_that_is_differentiated():
 
 def test_max_pooling_of_windows_without_an_entry_is_told():
     pool = nn.MaxPool2d(2, padding=1, dilation=2)
-    with pytest.raises(RuntimeError, match="MaxPool2d.* has windows without an entry; give less padding or dilation"):
+    with pytest.raises(RuntimeError, match=r"MaxPool2d.* has windows without an entry; give less padding or dilation"):
         Connection(pool, 0, 1).shapes((3, 1, 2))
     assert Connection(nn.MaxPool2d(2, padding=1), 0, 1).shapes((3, 1, 2))[-1] == (3, 1, 2)
