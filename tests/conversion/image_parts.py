@@ -232,7 +232,9 @@ def bent(rng, shape):
 
 def smooth(rng, shape):
     """May stand before the first neuron only."""
-    return rng.choice([torch.tanh, nn.GroupNorm(1, shape[0]), nn.Sigmoid(), lambda h: h.amax(1, keepdim=True)])
+    # PyTorch normalizes no single number of a single sample.
+    norm = nn.GroupNorm(1, shape[0]) if max(shape) > 1 else nn.Tanh()
+    return rng.choice([torch.tanh, norm, nn.Sigmoid(), lambda h: h.amax(1, keepdim=True)])
 
 
 PARTS = {
