@@ -5,11 +5,13 @@ unknown ones that a loop may run through. Whatever else only a value can tell is
 """
 
 import inspect
+import pathlib
 import random
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,6 +35,13 @@ CHANGES_PARAMETERS = (
     "step of the optimizer instead"
 )
 
+
+_LIBRARIES = {
+    pathlib.Path(found.origin).parent
+    for name in ("torch", "snntorch", "norse", "ep_plugin")
+    if (found := find_spec(name)) is not None and found.origin is not None
+}
+"""Where code lies that is not the user's: the user's own may lie in a folder of the same name."""
 
 STATES = ("mem", "spk", "syn", "syn_exc", "syn_inh")
 """What snnTorch's neurons keep of their last call."""
@@ -140,8 +149,11 @@ def _untraceable(net: nn.Module, error: BaseException) -> str:
             "it gives a value to what takes real tensors only (TorchScript, NumPy); call that outside, or in a module "
             "without neurons"
         )
-    inner = ("/torch/", "/snntorch/", "/norse/", "/ep_plugin/", "<")
-    own = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in inner)]
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith("<") and not _LIBRARIES.intersection(pathlib.Path(f.filename).parents)
+    ]
     place = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
     message = f"the forward of {type(net).__name__} cannot be traced: {' '.join(str(error).split())}"
     if isinstance(error, NotKnown):

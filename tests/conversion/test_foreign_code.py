@@ -1,6 +1,7 @@
 """Forwards that hand values to code which a trace cannot enter: autograd functions, checkpoints, TorchScript, NumPy."""
 
 import copy
+import runpy
 
 import pytest
 import snntorch as snn
@@ -241,3 +242,21 @@ def test_forward_hooks_of_neurons_in_a_sequence_count():
         rate = sum(net(x) for _ in range(400)) / 400
         found = convert(net, encoder="graded", feedback=1e-6)(x)
     torch.testing.assert_close(found, rate, rtol=0, atol=0.02)
+
+
+def test_the_users_own_line_is_named_in_a_folder_that_is_called_as_a_library(tmp_path):
+    folder = tmp_path / "ep_plugin" / "torch"
+    folder.mkdir(parents=True)
+    (folder / "net.py").write_text("def forward(x):\n    return x if x.sum() > 0 else -x\n")
+    names = runpy.run_path(str(folder / "net.py"))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, 3), snn.Leaky(beta=0.5, init_hidden=True)
+
+        def forward(self, x):
+            return names["forward"](self.lif(self.fc(x)))
+
+    with pytest.raises(ValueError, match=r"line 2: return x if x\.sum\(\) > 0 else -x"):
+        convert(Own())
