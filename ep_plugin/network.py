@@ -222,9 +222,7 @@ class ConvergentNetwork(nn.Module):
             The equilibrium.
 
         Raises:
-            ValueError: as `forward`; or the record would not fit into memory.
-            TypeError: as `forward`.
-            FloatingPointError: as `forward`.
+            ValueError, TypeError, FloatingPointError: as `forward`; or the record would not fit into memory.
         """
         system = self.system(x)
         relaxation, sender = self._settling(system)
@@ -248,8 +246,7 @@ class ConvergentNetwork(nn.Module):
             By how much each layer is moved; for symmetric nudging the two phases' samples one after the other.
 
         Raises:
-            ValueError: as `forward`; the record would not fit into memory, or the estimator is another one.
-            TypeError: as `forward`.
+            ValueError, TypeError: as `forward`; the record would not fit into memory, or the estimator is another one.
         """
         estimator = self.estimator
         if not isinstance(estimator, EquilibriumPropagation):
@@ -295,8 +292,7 @@ class ConvergentNetwork(nn.Module):
             The system, its values on autograd's graph.
 
         Raises:
-            ValueError: as `forward`.
-            TypeError: as `forward`.
+            ValueError, TypeError: as `forward`.
         """
         check_input(x, self.stem, self.time_axis if self.time_varying else None)
         x = x.movedim(self.time_axis, 0) if self.time_varying else x
@@ -343,8 +339,7 @@ class ConvergentNetwork(nn.Module):
         return system
 
     def __setattr__(self, name: str, value: Any) -> None:
-        known = Settings.__dataclass_fields__
-        if name not in known and not hasattr(self, name) and (near := get_close_matches(name, known, 1, 0.8)):
+        if not hasattr(self, name) and (near := get_close_matches(name, Settings.__dataclass_fields__, 1, 0.8)):
             raise AttributeError(f"a network has no setting {name!r}; expected {near[0]!r}")
         super().__setattr__(name, value)
 
