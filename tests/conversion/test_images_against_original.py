@@ -42,7 +42,7 @@ def rates_of(net, x):
         net.neurons = neurons
 
 
-def spiking_mean(net, x):
+def spiking_mean(net, x, steps=STEPS):
     """The mean output of the original over many steps; None if it is not that of rates."""
     if net.bent or net.plan.cell == "norse":  # the latter's neurons forget what is above the threshold
         return None
@@ -50,9 +50,9 @@ def spiking_mean(net, x):
         if net.plan.read == "one step":
             for neuron in net.neurons:
                 neuron.reset_mem()
-            return sum(net(x) for _ in range(STEPS)) / STEPS
-        net.steps = STEPS
-        return net(net.over_time(x, STEPS))
+            return sum(net(x) for _ in range(steps)) / steps
+        net.steps = steps
+        return net(net.over_time(x, steps))
 
 
 def close(a, b):
@@ -101,7 +101,9 @@ def compare(net):
     *_, last = (m for m in net.parts.values() if isinstance(m, nn.Linear))
     # A neuron's first spike may be late by as many steps as there are between two of them.
     allowed = 0.03 * (1 + len(net.neurons)) * max(1.0, last.weight.abs().sum(1).max().item())
-    assert (mean - expected).abs().max() <= allowed, (mean - expected, allowed)
+    error = (mean - expected).abs().max()
+    if error > allowed:  # many late spikes in a sum: a number of them that does not grow with the steps
+        assert (spiking_mean(net, x, 5 * STEPS) - expected).abs().max() <= error / 4, (mean - expected, allowed)
     return True
 
 
