@@ -7,6 +7,7 @@ unknown ones that a loop may run through. Whatever else only a value can tell is
 import inspect
 import pathlib
 import random
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,6 +43,8 @@ _LIBRARIES = {
     if (found := find_spec(name)) is not None and found.origin is not None
 }
 """Where code lies that is not the user's: the user's own may lie in a folder of the same name."""
+
+_ONE_THREAD = threading.RLock()
 
 STATES = ("mem", "spk", "syn", "syn_exc", "syn_inh")
 """What snnTorch's neurons keep of their last call."""
@@ -89,6 +92,8 @@ class Trace:
 def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls: int = 1) -> Trace:
     """What `net(x)` computes. The model is left as it was.
 
+    One thread traces at a time: while it does, `torch.fx` and this module replace functions for all of them.
+
     Args:
         net: any module.
         example: an input, whose sizes are used.
@@ -98,6 +103,11 @@ def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls:
     Raises:
         ValueError: it cannot be traced, with the line and the reason.
     """
+    with _ONE_THREAD:
+        return _trace(net, example, length, calls)
+
+
+def _trace(net: nn.Module, example: Tensor | None, length: int, calls: int) -> Trace:
     modules = dict(net.named_modules())
     root = _Root(net, calls)
     tracer = _Tracer(net, root, modules, example, length)

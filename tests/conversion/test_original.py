@@ -1,8 +1,10 @@
 """What counts is what `net(x)` calls, and the original is as it was."""
 
+import builtins
 import collections
 import functools
 import random
+import threading
 
 import pytest
 import snntorch as snn
@@ -330,3 +332,35 @@ def test_what_neurons_keep_is_read_as_theirs():
     model = ep.convert(net, **GRADED | {"feedback": 1e-7})
     expected = net.out(2 * net.fc2(net.fc1(x).clamp(0, 1)))
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+
+
+def test_threads_convert_at_the_same_time():
+    """Tracing replaces functions of Python and PyTorch, so that one at a time may do it."""
+
+    def work():
+        for _ in range(6):
+            try:
+                ep.convert(Looped())
+            except ValueError as error:
+                refused.append(error)
+
+    class Looped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif, self.out = nn.Linear(8, 6), snn.Leaky(beta=0.5), nn.Linear(6, 3)
+
+        def forward(self, x):
+            mem, record = self.lif.init_leaky(), []
+            for _ in range(15):
+                spk, mem = self.lif(self.fc(x), mem)
+                record.append(self.out(spk))
+            return torch.stack(record).mean(0)
+
+    refused, before = [], builtins.isinstance
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == []
+    assert builtins.isinstance is before
