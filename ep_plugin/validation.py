@@ -49,12 +49,12 @@ def fraction(what: str, value: float) -> float:
     return float(number(value))
 
 
-def count(what: str, value: int) -> int:
+def count(what: str, value: int, least: int = 1) -> int:
     value = number(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} is {value!r}; expected a whole number, 1 or more")
-    if value < 1:
-        raise ValueError(f"{what} is {value!r}; expected a whole number, 1 or more")
+        raise TypeError(f"{what} is {value!r}; expected a whole number, {least} or more")
+    if value < least:
+        raise ValueError(f"{what} is {value!r}; expected a whole number, {least} or more")
     return value
 
 

@@ -117,3 +117,27 @@ def test_rate_coded_images_are_spikes_over_time():
     torch.testing.assert_close(spikes.mean(0), batch[0], atol=0.2, rtol=0)
     with pytest.raises(ValueError, match="rate_coded is 0"):
         ep.DigitsDataModule(rate_coded=0)
+
+
+def test_worker_processes_read_the_same_images():
+    def read(**options):
+        data = ep.DigitsDataModule(batch_size=32, seed=3, **options)
+        data.setup()
+        return list(data.train_dataloader())
+
+    for (x, y), (x_workers, y_workers) in zip(read(), read(num_workers=2), strict=True):
+        assert torch.equal(x, x_workers)
+        assert torch.equal(y, y_workers)
+
+
+def test_worker_processes_do_not_repeat_each_others_augmentation():
+    data = ep.DigitsDataModule(batch_size=8, augmentation=torch.rand_like, num_workers=2)
+    data.setup()
+    images = torch.cat([x for x, _ in data.train_dataloader()])
+    assert len(images.flatten(1).unique(dim=0)) == len(images)
+
+
+@pytest.mark.parametrize(("given", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_number_of_workers_is_checked(given, error):
+    with pytest.raises(error, match=r"num_workers is .*; expected a whole number, 0 or more"):
+        ep.DigitsDataModule(num_workers=given)

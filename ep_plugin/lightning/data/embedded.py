@@ -23,6 +23,8 @@ class DigitsDataModule(ImageDataModule):
         rate_coded: number of steps of spike trains `[T, B, C, H, W]` that the images become, each
             pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
             for every batch; None leaves them as they are.
+        num_workers: processes that read and augment training images while the net trains; 0: none beside it. Worth it
+            where the augmentation takes as long as a training step, which it does on a GPU.
 
     Raises:
         ValueError: a number is out of its range.

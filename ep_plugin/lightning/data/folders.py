@@ -37,6 +37,7 @@ class ImageFolderDataModule(ImageDataModule):
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
+        num_workers: as in `DigitsDataModule`.
         cache: a directory for the files of what has been read; None is `data_dir`.
 
     Attributes:
@@ -62,9 +63,10 @@ class ImageFolderDataModule(ImageDataModule):
         validation: float | str = 0.1,
         augmentation: Augmentation | None = None,
         rate_coded: int | None = None,
+        num_workers: int = 0,
         cache: str | Path | None = None,
     ) -> None:
-        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded)
+        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded, num_workers)
         self.data_dir = Path(data_dir)
         self.cache = self.data_dir if cache is None else Path(cache)
         self.size = _height_and_width(size)

@@ -23,8 +23,9 @@ class _TorchvisionDataModule(ImageDataModule):
         validation: float | str = 0.1,
         augmentation: Augmentation | None = None,
         rate_coded: int | None = None,
+        num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded)
+        super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded, num_workers)
         self.data_dir, self.download = Path(data_dir), download
         raw = self.data_dir / self.folder
         if not download and not (raw.is_dir() and any(raw.iterdir())):
@@ -67,6 +68,7 @@ class MNISTDataModule(_TorchvisionDataModule):
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
+        num_workers: as in `DigitsDataModule`.
 
     Raises:
         ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
@@ -96,6 +98,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
+        num_workers: as in `DigitsDataModule`.
 
     Raises:
         ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
@@ -125,6 +128,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
+        num_workers: as in `DigitsDataModule`.
 
     Raises:
         ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
