@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ep_plugin import cli_count
+from ep_plugin import cli_compare, cli_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,69 +34,7 @@ def commands() -> None:
     """Equilibrium propagation for spiking networks of snnTorch and Norse."""
 
 
-@app.command()
-def compare(
-    data: Annotated[str, typer.Option(help="digits (embedded), mnist or fashion-mnist.")] = "digits",
-    data_dir: Annotated[Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")] = Path(
-        "data"
-    ),
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
-    train_samples: Annotated[
-        int | None, typer.Option(help="Use only the first N training images.", show_default="all")
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="What EP's neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
-        ),
-    ] = "adaptive_delta",
-    seed: Annotated[int, typer.Option(help="Of the weights and the order of the images.")] = 0,
-    output_dir: Annotated[Path, typer.Option(help="Where comparison.csv, history.csv and comparison.png go.")] = Path(
-        "ep-plugin-compare"
-    ),
-) -> None:
-    """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
-
-    Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds per
-    epoch, peak memory above the start and spikes per inference. Ctrl-C keeps what has finished.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from ep_plugin import comparison
-
-    console = Console()
-    with Progress(
-        TextColumn("{task.description:5}"), BarColumn(), TextColumn("epoch {task.completed}/{task.total}"),
-        TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn(), console=console,
-    ) as progress:  # fmt: skip
-        try:
-            settings = comparison.ComparisonSettings(
-                data, data_dir, epochs, batch_size, train_samples, cast("EncoderName", encoder), seed
-            )
-            tasks = {
-                name: progress.add_task(name, total=epochs, accuracy="", start=False) for name in comparison.CONTENDERS
-            }
-            progress.start_task(tasks["EP"])
-
-            def on_epoch(contender: str, epoch: int, accuracy: float) -> None:
-                progress.start_task(tasks[contender])
-                progress.update(tasks[contender], completed=epoch, accuracy=f"test accuracy {accuracy:.1%}")
-
-            results = comparison.compare(settings, output_dir, on_epoch)
-        except (ValueError, TypeError) as error:
-            progress.stop()
-            typer.echo(f"ep-plugin: {error}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            progress.stop()
-            typer.echo(f"ep-plugin: interrupted; what had finished is in {output_dir}", err=True)
-            raise typer.Exit(130) from None
-
-    console.print(_table([r.row() for r in results]))
-    console.print(settings.described(), style="dim")
-    console.print(f"Written to {output_dir}: comparison.csv, history.csv, comparison.png", style="dim")
+app.command()(cli_compare.compare)
 
 
 @app.command()
@@ -359,24 +297,6 @@ def _profile_table(result: "Profile") -> object:
                 style=None if len(own) > 1 else "bold",
             )
         table.add_section()
-    return table
-
-
-def _table(rows: list[dict]) -> object:
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("", "test accuracy", "s / epoch", "peak memory above start", "spikes / inference"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in rows:
-        spikes = row["spikes_per_inference"]
-        table.add_row(
-            row["contender"],
-            f"{row['test_accuracy']:.2%}",
-            f"{row['seconds_per_epoch']:.2f}",
-            f"{row['peak_memory_mb']:.0f} MB",
-            "-" if spikes is None else f"{spikes:,.0f}",
-        )
     return table
 
 

@@ -1,34 +1,124 @@
 """The comparison and its command line, in short runs."""
 
+import errno
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from ep_plugin.cli import app
+from ep_plugin.comparison import Comparison, ComparisonSettings
 
 FILES = {"comparison.csv", "history.csv", "comparison.png"}
 
 
-def test_short_run_twice_in_one_directory(tmp_path):
-    for epochs in ("1", "2"):
-        options = ["--epochs", epochs, "--train-samples", "96", "--output-dir", str(tmp_path)]
+def test_two_runs_and_two_seeds(tmp_path):
+    for seeds in ("1", "2"):
+        options = ["--epochs", "1", "--train-samples", "96", "--seeds", seeds, "--output-dir", str(tmp_path)]
         result = CliRunner().invoke(app, ["compare", *options])
         assert result.exit_code == 0, result.output
-        for word in ("EP", "BPTT", "test accuracy", "spikes", "seed 0", "digits"):
+        for word in ("EP", "BPTT", "test accuracy", "spikes", "digits"):
             assert word in result.output
-    assert {p.name for p in tmp_path.iterdir()} == FILES
-    table = pd.read_csv(tmp_path / "comparison.csv")
-    assert list(table.contender) == ["EP", "BPTT"]
+    assert "±" in result.output
+    assert "seeds 0 to 1" in " ".join(result.output.split())
+    assert {p.name for p in tmp_path.iterdir()} == {"run-1", "run-2"}
+    assert {p.name for p in (tmp_path / "run-2").iterdir()} == FILES
+    assert len(pd.read_csv(tmp_path / "run-1" / "comparison.csv")) == 2
+    table = pd.read_csv(tmp_path / "run-2" / "comparison.csv")
+    assert list(zip(table.contender, table.seed, strict=True)) == [("EP", 0), ("BPTT", 0), ("EP", 1), ("BPTT", 1)]
     assert (table.peak_memory_mb > 0).all()
-    memory = table.set_index("contender").peak_memory_mb
+    memory = table.groupby("contender").peak_memory_mb.mean()
     assert memory["EP"] < memory["BPTT"]  # which keeps 25 steps
     assert (table.spikes_per_inference > 0).all()
-    assert len(pd.read_csv(tmp_path / "history.csv")) == 4
+    assert {"torch", "snntorch", "ep-plugin", "written", "lr", "epochs"} <= set(table.columns)
+    history = pd.read_csv(tmp_path / "run-2" / "history.csv")
+    assert list(history.epoch) == [1, 1, 1, 1]
+    assert list(history.test_accuracy) == list(table.test_accuracy)
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A module of the user's, in the directory of the command."""
+    layers = "nn.Flatten(), nn.Linear(64, 16), snn.Leaky(0.9{}), nn.Linear(16, 10)"
+    (tmp_path / "my_nets.py").write_text(
+        "import snntorch as snn\nfrom torch import nn\n"
+        f"def net():\n    return nn.Sequential({layers.format(', init_hidden=True')})\n"
+        f"def shows_its_state():\n    return nn.Sequential({layers.format('')})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield
+    sys.modules.pop("my_nets", None)
+
+
+QUICK = {"epochs": 2, "train_samples": 32, "net": "my_nets:net", "num_steps": 2}
+
+
+def test_net_of_ones_own(nets, tmp_path):
+    options = ["--net", "my_nets:net", "--epochs", "1", "--train-samples", "32", "--output-dir", "out"]
+    result = CliRunner().invoke(app, ["compare", *options])
+    assert result.exit_code == 0, result.output
+    assert "the same my_nets:net on digits" in " ".join(result.output.split())
+    assert list(pd.read_csv(tmp_path / "out" / "run-1" / "comparison.csv").net) == ["my_nets:net"] * 2
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ("my_nets:shows_its_state", "init_hidden=True"),
+        ("my_nets:nothing", "has no 'nothing'"),
+        ("my_nets", "path.to.module:net"),
+        ("nowhere:net", "no module 'nowhere'"),
+    ],
+)
+def test_net_that_one_of_them_cannot_train(nets, tmp_path, net, message):
+    result = CliRunner().invoke(app, ["compare", "--net", net, "--output-dir", "out"])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()  # nothing was trained
+
+
+def test_contender_that_dies_leaves_its_epochs(nets, tmp_path):
+    run = Comparison(ComparisonSettings(**QUICK), tmp_path / "out")
+
+    def kill(result):
+        if result.contender == "BPTT" and result.accuracy:
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(RuntimeError, match="process of BPTT was ended by SIGKILL; was it out of memory"):
+        run.run(kill)
+    assert list(pd.read_csv(run.directory / "comparison.csv").contender) == ["EP"]
+    assert list(pd.read_csv(run.directory / "history.csv").contender)[:3] == ["EP", "EP", "BPTT"]
+
+
+def test_full_disk_is_told_after_the_table(nets, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ep_plugin.files.os.fsync", full)
+    options = ["--net", "my_nets:net", "--epochs", "1", "--train-samples", "32", "--output-dir", "out"]
+    result = CliRunner().invoke(app, ["compare", *options])
+    assert result.exit_code == 2
+    shown, said = result.output.index("test accuracy"), result.output.index("No space left on device")
+    assert shown < said
+    assert "Traceback" not in result.output
+    assert list((tmp_path / "out" / "run-1").iterdir()) == []  # no half of a file
+
+
+def test_read_only_directory(tmp_path):
+    place = tmp_path / "out"
+    place.touch()  # a file in the directory's place cannot be written into by anybody, root either
+    result = CliRunner().invoke(app, ["compare", "--output-dir", str(place)])
+    assert result.exit_code == 2
+    assert f"cannot write {place}" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
@@ -41,6 +131,8 @@ def test_short_run_twice_in_one_directory(tmp_path):
         (["--batch-size", "-1"], "batch_size is -1"),
         (["--data", "mnist", "--data-dir", "nowhere"], "no MNIST in"),
         (["--output-dir", "/proc/nowhere"], "cannot write"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--seed", "-1"], "seed is -1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message):
@@ -61,14 +153,16 @@ def test_help():
         "--train-samples",
         "--encoder",
         "--seed",
+        "--seeds",
+        "--net",
         "--output-dir",
     ):
         assert option in result.output
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_keeps_what_has_finished(tmp_path):
-    command = [sys.executable, "-m", "ep_plugin.cli", "compare", "--epochs", "8", "--output-dir", str(tmp_path)]
+def begun(tmp_path, *options):
+    """The command, when EP has finished and BPTT trains."""
+    command = [sys.executable, "-m", "ep_plugin.cli", "compare", "--output-dir", str(tmp_path), *options]
 
     def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -76,16 +170,46 @@ def test_ctrl_c_keeps_what_has_finished(tmp_path):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
+    while not (tmp_path / "run-1" / "comparison.csv").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    time.sleep(1)
+    return process
+
+
+def children(process):
+    return [int(n) for n in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def await_end(processes):
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{n}").exists() for n in processes):
+        assert time.monotonic() < until, "they run on"
+        time.sleep(0.2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals, looks at /proc")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_has_finished(tmp_path, sent, code):
+    process = begun(tmp_path, "--epochs", "2", "--train-samples", "400")
+    trained = children(process)
     try:
-        while not (tmp_path / "comparison.png").exists():  # EP has finished, BPTT trains
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.2)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert "interrupted" in errors
+    assert process.returncode == code
+    assert "interrupted; what had finished is in" in errors
     assert "Traceback" not in errors
-    assert list(pd.read_csv(tmp_path / "comparison.csv").contender) == ["EP"]
+    assert list(pd.read_csv(tmp_path / "run-1" / "comparison.csv").contender) == ["EP"]
+    await_end(trained)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals, looks at /proc")
+def test_no_process_outlives_a_command_that_was_killed(tmp_path):
+    process = begun(tmp_path, "--epochs", "2", "--train-samples", "400")
+    trained = children(process)
+    assert trained
+    process.kill()
+    process.communicate()
+    await_end(trained)

@@ -1,0 +1,150 @@
+"""`ep-plugin compare`: one net trained by EP and by BPTT."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ep_plugin.comparison import Result
+    from ep_plugin.dynamics.encoders import EncoderName
+
+
+def compare(
+    data: Annotated[str, typer.Option(help="digits (embedded), mnist or fashion-mnist.")] = "digits",
+    data_dir: Annotated[Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")] = Path(
+        "data"
+    ),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    train_samples: Annotated[
+        int | None, typer.Option(help="Use only the first N training images.", show_default="all")
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="What EP's neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
+        ),
+    ] = "adaptive_delta",
+    seed: Annotated[int, typer.Option(help="Of the weights and the order of the images.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Train so many: seed, seed + 1, ...; shows mean and deviation.")] = 1,
+    net: Annotated[
+        str | None,
+        typer.Option(
+            help="A net of your own: path.to.module:net, a function that returns one.",
+            show_default="the package's",
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where the run gets a directory of its own: run-1, run-2, ...")
+    ] = Path("ep-plugin-compare"),
+) -> None:
+    """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
+
+    Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds per
+    epoch, peak memory above the start and spikes per inference. Ctrl-C keeps what has finished.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ep_plugin.comparison import CONTENDERS, Comparison, ComparisonSettings, Result
+
+    _terminate_as_interrupt()
+    console, failed = Console(), 0
+    with Progress(
+        TextColumn("{task.description:5}"), BarColumn(), TextColumn("epoch {task.completed}/{task.total}"),
+        TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn(), console=console,
+    ) as progress:  # fmt: skip
+        try:
+            settings = ComparisonSettings(
+                data,
+                data_dir,
+                epochs,
+                batch_size,
+                train_samples,
+                cast("EncoderName", encoder),
+                seed,
+                seeds=seeds,
+                net=net,
+            )
+            comparison = Comparison(settings, output_dir)
+        except (ValueError, TypeError) as error:
+            progress.stop()
+            typer.echo(f"ep-plugin: {error}", err=True)
+            raise typer.Exit(2) from None
+        tasks = {name: progress.add_task(name, total=epochs * seeds, accuracy="", start=False) for name in CONTENDERS}
+
+        def on_epoch(result: Result) -> None:
+            task, before = tasks[result.contender], (result.seed - seed) * epochs
+            if not result.accuracy:  # its process begins, and its clock
+                for other in tasks.values():
+                    progress.stop_task(other)
+                progress.reset(task, completed=before)
+                return
+            shown = f"test accuracy {result.accuracy[-1]:.1%}" + (f", seed {result.seed}" if seeds > 1 else "")
+            progress.update(task, completed=before + len(result.accuracy), accuracy=shown)
+
+        try:
+            comparison.run(on_epoch)
+        except (ValueError, RuntimeError) as error:
+            failed, said = 1 if isinstance(error, RuntimeError) else 2, str(error)
+        except KeyboardInterrupt as error:
+            failed, said = 143 if isinstance(error, _Terminated) else 130, "interrupted"
+
+    if rows := _comparison_rows(comparison.results):
+        console.print(_table(rows))
+        console.print(settings.described(), style="dim")
+    if failed:
+        place = f"; what had finished is in {comparison.directory}" if rows else ""
+        typer.echo(f"ep-plugin: {said}{place}", err=True)
+        raise typer.Exit(failed)
+    console.print(f"Written to {comparison.directory}: comparison.csv, history.csv, comparison.png", style="dim")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C stops in order, it does too."""
+
+
+def _terminate_as_interrupt() -> None:
+    import signal
+    import threading
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _comparison_rows(results: "Sequence[Result]") -> list[list[str]]:
+    """A row a contender, of its seeds' last epochs."""
+    from statistics import mean
+
+    from ep_plugin.comparison.results import by_contender, spread
+
+    rows = []
+    for name, own in by_contender(results).items():
+        spikes = [r.spikes for r in own if r.spikes is not None]
+        rows.append(
+            [
+                name if all(r.finished for r in own) else f"{name} (not finished)",
+                f"{spread([100 * r.accuracy[-1] for r in own], 2)} %",
+                f"{mean(sum(r.seconds) / len(r.seconds) for r in own):.2f}",
+                f"{mean(r.peak_memory_mb for r in own):.0f} MB",
+                f"{mean(spikes):,.0f}" if spikes else "-",
+            ]
+        )
+    return rows
+
+
+def _table(rows: "list[list[str]]") -> object:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("", "test accuracy", "s / epoch", "peak memory above start", "spikes / inference"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

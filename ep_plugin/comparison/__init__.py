@@ -1,0 +1,68 @@
+"""Equilibrium propagation and snnTorch's backpropagation through time, side by side.
+
+Every contender trains in a process of its own, so that its peak memory is its own.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from ep_plugin.comparison.processes import OnEpoch, train
+from ep_plugin.comparison.results import Result, write
+from ep_plugin.comparison.settings import CONTENDERS, ComparisonSettings
+from ep_plugin.files import numbered
+
+__all__ = ["CONTENDERS", "Comparison", "ComparisonSettings", "Result", "compare"]
+
+
+def compare(
+    settings: ComparisonSettings | None = None,
+    output_dir: str | Path = "ep-plugin-compare",
+    on_epoch: OnEpoch | None = None,
+) -> list[Result]:
+    """Trains EP and BPTT in turn and writes comparison.csv, history.csv and comparison.png.
+
+    Args:
+        settings: what is trained, and how; by default digits.
+        output_dir: where the run gets a directory of its own: run-1, run-2, ... Nothing earlier is touched.
+        on_epoch: called with the result so far, when a contender begins and after each of its epochs.
+
+    Returns:
+        A result for each seed and contender. What has finished is on disk as soon as it has, and so are the
+        finished epochs of a contender that failed or was interrupted.
+
+    Raises:
+        ValueError: the directory cannot be written, or the net is not one that both can train.
+        RuntimeError: a contender's process ended early. The message says why.
+
+    Example:
+        >>> ep, bptt = compare()
+    """
+    return Comparison(settings or ComparisonSettings(), output_dir).run(on_epoch)
+
+
+class Comparison:
+    """A run of `compare`, whose results can be looked at while it goes on, and after it has failed.
+
+    Attributes:
+        directory: the run's own, in `output_dir`.
+        results: a result for each seed and contender that has begun.
+    """
+
+    def __init__(self, settings: ComparisonSettings, output_dir: str | Path) -> None:
+        self.settings = settings
+        self.directory = numbered(Path(output_dir))
+        self.results: list[Result] = []
+
+    def run(self, on_epoch: OnEpoch | None = None) -> list[Result]:
+        """Trains what the settings say; see `compare`."""
+        try:
+            for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds):
+                for contender in CONTENDERS:
+                    self.results.append(Result(contender, seed))
+                    train(self.settings, self.results[-1], on_epoch)
+                    write(self.results, self.settings, self.directory)
+        except BaseException:
+            with suppress(ValueError):  # it is told what stopped the run, and not that this cannot be written either
+                write(self.results, self.settings, self.directory)
+            raise
+        return self.results

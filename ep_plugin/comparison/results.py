@@ -1,0 +1,116 @@
+"""What a comparison has found: figures, tables and a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from ep_plugin.comparison.settings import ComparisonSettings
+from ep_plugin.files import whole
+
+_COLOURS = {"EP": "#c44e52", "BPTT": "#4c72b0"}
+
+
+@dataclass
+class Result:
+    """Figures of one contender and seed. Lists have one entry per epoch; seconds are of training alone.
+
+    `peak_memory_mb` is the process's highest memory in training above what it was before the first
+    step; `spikes` the mean number of spikes of the whole net in one inference (None: graded).
+    """
+
+    contender: str
+    seed: int
+    accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
+    spikes: float | None = None
+    finished: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """What the table and the CSV show."""
+        return {
+            "contender": self.contender,
+            "seed": self.seed,
+            "test_accuracy": self.accuracy[-1],
+            "seconds_per_epoch": sum(self.seconds) / len(self.seconds),
+            "peak_memory_mb": self.peak_memory_mb,
+            "spikes_per_inference": self.spikes,
+        }
+
+
+def write(results: Sequence[Result], settings: ComparisonSettings, place: Path) -> None:
+    """Writes comparison.csv, history.csv and comparison.png, each whole or not at all.
+
+    Raises:
+        ValueError: one cannot be written.
+    """
+    import pandas as pd
+
+    begun = [r for r in results if r.accuracy]
+    if not begun:
+        return
+    origin = {
+        **settings.plain(),
+        **{name: version(name) for name in ("ep-plugin", "torch", "snntorch")},
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    finished = [{**r.row(), **origin} for r in begun if r.finished]
+    history = [
+        {"contender": r.contender, "seed": r.seed, "epoch": e, "seconds": s, "test_accuracy": a, **origin}
+        for r in begun
+        for e, (s, a) in enumerate(zip(r.seconds, r.accuracy, strict=True), start=1)
+    ]
+    for name, rows in (("comparison.csv", finished), ("history.csv", history)):
+        if rows:
+            with whole(place / name) as part:
+                pd.DataFrame(rows).to_csv(part, index=False)
+    with whole(place / "comparison.png") as part:
+        _plot(begun, settings.described(), part)
+
+
+def _plot(results: Sequence[Result], title: str, path: Path) -> None:
+    """Test accuracy over epochs and over seconds of training, one colour per contender, a line per seed, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for contender, own in by_contender(results).items():
+        last = [100 * r.accuracy[-1] for r in own]
+        label = f"{contender}: {spread(last, 1)} %"
+        for result in own:
+            accuracy = [100 * a for a in result.accuracy]
+            style: dict[str, Any] = {"color": _COLOURS[contender], "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+            if len(own) > 1:
+                style |= {"alpha": 0.6, "markersize": 2, "linewidth": 1.2}
+            left.plot(range(1, len(accuracy) + 1), accuracy, label=label, **style)
+            right.plot(list(accumulate(result.seconds)), accuracy, **style)
+            label = ""
+    left.set(xlabel="epoch", ylabel="test accuracy (%)")
+    right.set(xlabel="seconds of training", xlim=(0, None))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(loc="lower right", frameon=False)
+    figure.suptitle(fill(title, 120), fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def by_contender(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results that have an epoch, contender by contender."""
+    names = dict.fromkeys(r.contender for r in results)
+    found = {name: [r for r in results if r.contender == name and r.accuracy] for name in names}
+    return {name: own for name, own in found.items() if own}
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean and, of several, the standard deviation: "97.2" or "97.2 ± 0.3"."""
+    from statistics import mean, stdev
+
+    shown = f"{mean(values):,.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ± {stdev(values):,.{digits}f}"
