@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.lightning.module import EPLightningModule
+from ep_plugin.lightning.monitors import GradientMonitor
 from ep_plugin.validation import count
 
 
@@ -32,8 +34,9 @@ class RecordErrors(L.Callback):
     A line holds `name`, `started` (time of the run's start, UTC), `seed`, `epoch` and `epochs`;
     `error` in percent of the images that `watched` names ("test", or "held out" training images), or their
     `loss` where outputs are no classes;
-    `seconds` of training so far; the model's settings, and `steps` of its free and nudged phase;
-    `augmented`, `batch_size`, and the environment.
+    `seconds` of training so far; `spikes` an inference; `cosine`, the least of any parameter's gradient with the exact
+    one, where a `GradientMonitor` has looked; the number of `parameters`; the model's settings, and `steps` of its
+    free and nudged phase; `augmented`, `batch_size`, and the environment.
 
     Raises:
         ValueError: the directory cannot be made.
@@ -70,6 +73,7 @@ class RecordErrors(L.Callback):
             "epochs": trainer.max_epochs,
             **_watched(trainer.callback_metrics),
             "seconds": round(self.seconds, 3),
+            **_seen(trainer),
             **_model(pl_module),
             **_data(trainer),
             **_environment(trainer),
@@ -138,10 +142,22 @@ def _watched(logged: Mapping[str, Tensor]) -> dict[str, float]:
     return {"loss": logged["val/loss"].item()}
 
 
+def _seen(trainer: L.Trainer) -> dict[str, float]:
+    """What is known of the spikes and of the gradients."""
+    found = {}
+    if "val/spikes" in trainer.callback_metrics:
+        found["spikes"] = round(trainer.callback_metrics["val/spikes"].item(), 1)
+    looks = [c.latest for c in trainer.callbacks if isinstance(c, GradientMonitor)]  # type: ignore[attr-defined]
+    if cosines := [v for look in looks for name, v in look.items() if name.startswith("cosine/")]:
+        found["cosine"] = round(min(cosines), 4)
+    return found
+
+
 def _model(module: L.LightningModule) -> dict[str, Any]:
+    known: dict[str, Any] = {"parameters": sum(p.numel() for p in module.parameters() if p.requires_grad)}
     if not isinstance(module, EPLightningModule):
-        return {"estimator": f"{type(module).__name__}({getattr(module, 'num_steps', '')})"}
-    return {**module.model.settings.plain(), "steps": list(module.model.steps)}
+        return known | {"estimator": f"{type(module).__name__}({getattr(module, 'num_steps', '')})"}
+    return known | {**module.model.settings.plain(), "steps": list(module.model.steps)}
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any]:
@@ -162,4 +178,5 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "ep_plugin": version("ep-plugin"),
     }

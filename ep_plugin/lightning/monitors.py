@@ -24,10 +24,15 @@ from ep_plugin.validation import count
 
 
 class _Monitor(L.Callback):
-    """What all monitors share: when they look, and where they write."""
+    """What all monitors share: when they look, and where they write.
+
+    Attributes:
+        latest: what was seen last, by the names that are logged.
+    """
 
     def __init__(self, every_n_batches: int = 50) -> None:
         self.every_n_batches = count("every_n_batches", every_n_batches)
+        self.latest: dict[str, float] = {}  # what was seen last
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         """What is logged for a batch; the network is in evaluation mode."""
@@ -49,9 +54,9 @@ class _Monitor(L.Callback):
         if not can_infer(pl_module.model):
             return
         with _unnoticed(pl_module):
-            found = self.measure(pl_module, *pair(batch))
+            self.latest = self.measure(pl_module, *pair(batch))
         for logger in trainer.loggers:
-            logger.log_metrics(found, step=trainer.global_step)
+            logger.log_metrics(self.latest, step=trainer.global_step)
 
 
 class EquilibriumMonitor(_Monitor):

@@ -1,10 +1,13 @@
 """The recorder: a line an epoch, appended, whatever stops the run."""
 
 import json
+from pathlib import Path
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 import ep_plugin as ep
 from ep_plugin.models import small_convolutional
@@ -12,12 +15,12 @@ from ep_plugin.models import small_convolutional
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
-def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=()):
+def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=(), logger=False):
     task = task or ep.EPLightningModule(ep.convert(small_convolutional()), schedule="cosine")
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -39,6 +42,18 @@ def test_every_epoch_is_a_line(tmp_path):
     assert {name: lines[0][name] for name in settings} == settings
     assert lines[0]["steps"] == [4, 3]
     assert lines[0]["torch"] == torch.__version__
+
+
+def test_a_line_tells_spikes_parameters_and_how_right_the_gradient_was(tmp_path):
+    monitor = ep.GradientMonitor(every_n_batches=1000)  # once an epoch
+    logger = CSVLogger(tmp_path)
+    lines = fit(tmp_path / "results.jsonl", tmp_path, callbacks=[monitor], logger=logger)
+    logger.save()
+    logged = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+    cosines = logged.filter(like="cosine/").dropna().min(axis=1)
+    assert [line["cosine"] for line in lines] == pytest.approx(list(cosines), abs=1e-4)
+    assert [line["spikes"] for line in lines] == pytest.approx(list(logged["val/spikes"].dropna()), abs=0.1)
+    assert lines[0]["parameters"] == sum(p.numel() for p in small_convolutional().parameters())
 
 
 def test_a_second_run_is_appended_and_says_what_it_watched(tmp_path):
