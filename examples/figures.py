@@ -289,36 +289,21 @@ def raster(
 ) -> None:
     """Signed events of one image, slot by slot: some neurons of every layer, in the free and in the nudged phase."""
     model = ep.pretrained("mnist-2c2fc")
-    free, nudged = model.steps
     _, (x, y) = ep.MNISTDataModule(data_dir).load()
     x, y = x[image : image + 1], y[image : image + 1]
     settling = model.free_phase(x, record=True).trajectory
-    deviating = model.nudged_phase(x, y, F.cross_entropy, record=True).trajectory
     with torch.no_grad():
         scores = torch.cat([model.readout(u).softmax(1) for u in settling.traces[-1]])
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 5, width_ratios=[0.7, 1.2, 1.2, 1.2, 0.9])
     axes[0].imshow(x[0, 0], cmap="gray_r")
     axes[0].set(xticks=[], yticks=[], title=f"test image {image}: a {y.item()}")
-    generator = torch.Generator().manual_seed(0)
     for l, axis in enumerate(axes[1:4]):
-        events = torch.cat([settling.spikes[l], deviating.spikes[l]]).flatten(1)
-        active = events.abs().sum(0).nonzero().flatten()
-        shown = active[torch.randperm(len(active), generator=generator)[:neurons]]
-        for sign, colour in {1: "black", -1: COLOURS[3]}.items():
-            at, which = (events[:, shown] == sign).nonzero(as_tuple=True)
-            axis.scatter(at + 1, which, s=12, marker="|", color=colour, label=f"{sign:+d}")
-        digits = len(events) // (free + nudged)
-        for step in range(1, free + nudged):
-            axis.axvline(step * digits + 0.5, color="0.4" if step == free else "0.85", linewidth=0.8)
-        axis.set(xlabel=f"slot ({digits} a step)", yticks=[], xlim=(0, len(events) + 1))
-        first, second = (int(t.spikes[l].abs().sum()) for t in (settling, deviating))
-        axis.set_title(f"layer {l}, {events.shape[1]:,} neurons:\n{first:,} events free, {second:,} nudged", fontsize=9)
-    axes[1].set_ylabel(f"{neurons} of the neurons that fire")
+        ep.plots.raster(model, x, y, l, neurons, axis=axis)
     handles, labels = axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=9, ncols=2, loc="outside lower center", frameon=False, markerscale=2)
     for k, line in enumerate(scores.T):
-        axes[4].plot(range(1, free + 1), line, color=COLOURS[3] if k == y else "0.7")
+        axes[4].plot(range(1, len(scores) + 1), line, color=COLOURS[3] if k == y else "0.7")
     axes[4].set(xlabel="step of the free phase", ylabel="probability of each class", ylim=(0, 1.02))
     finish(figure, [axes[4]], [], output_dir, "raster")
 

@@ -1,14 +1,15 @@
-"""Pictures, one function each, which returns the axis that it has drawn on."""
+"""Where the operations are."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ep_plugin.analysis.operation_counts import INFERENCE, OperationCounts, Operations
+from ep_plugin.plots.axes import BLUE, ORANGE, on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INFERENCE, _TRAINING = "#4c72b0", "#dd8452"
+_INFERENCE, _TRAINING = BLUE, ORANGE
 
 
 def operations(counts: Mapping[str, OperationCounts], axis: "Axes | None" = None) -> "Axes":
@@ -31,10 +32,7 @@ def operations(counts: Mapping[str, OperationCounts], axis: "Axes | None" = None
     """
     if not counts:
         raise ValueError("there is nothing to draw; expected a name and a count, such as {'EP': count}")
-    if axis is None:
-        from matplotlib.figure import Figure
-
-        axis = Figure(figsize=(10, 4.2), layout="constrained").subplots()
+    axis = on(axis, (10, 4.2))
     place, ticks, labels = 0.0, [], []
     for name, own in counts.items():
         parts = dict.fromkeys(row.name for row in own.rows)
@@ -57,7 +55,6 @@ def operations(counts: Mapping[str, OperationCounts], axis: "Axes | None" = None
     for label, colour in (("inference", _INFERENCE), ("training step", _TRAINING)):
         axis.bar([0], [0], color=colour, label=label)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.spines[["top", "right"]].set_visible(False)
     return axis
 
 

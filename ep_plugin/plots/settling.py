@@ -1,0 +1,60 @@
+"""How the free phase settles."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ep_plugin.dynamics.relaxation import Relaxation
+from ep_plugin.network import ConvergentNetwork
+from ep_plugin.plots.axes import BLUE, RED, on, whole_steps
+from ep_plugin.validation import count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def energy(model: ConvergentNetwork, x: Tensor, steps: int = 12, axis: "Axes | None" = None) -> "Axes":
+    """The energy of the free phase above where it ends, step by step: of the network, and of its graded twin (dashed).
+
+    The mean over the samples, in float64, since its last fall is below float32's rounding. Graded states that move one
+    layer after the other never raise it. The grey line marks the steps that the network takes by itself.
+
+    Args:
+        model: the network; it is left as it is.
+        x: a batch, `[B, ...]`.
+        steps: of the free phase, 1 or more.
+        axis: of matplotlib; by default one of a new figure.
+
+    Returns:
+        The axis.
+
+    Raises:
+        ValueError: `steps` is below 1.
+        TypeError: `steps` is no whole number.
+
+    Example:
+        >>> energy(model, x)
+    """
+    from copy import deepcopy
+
+    count("steps", steps)
+    exact, x = deepcopy(model).double(), x.double()
+    graded = exact.variant(encoder="graded", relaxation=Relaxation(max(100, 4 * steps)))
+    axis = on(axis)
+    with torch.no_grad():
+        lowest = exact.energy(graded.free_phase(x).states, x)
+        rounding = 1e-15 * lowest.abs().mean().item()  # below it a difference of two energies means nothing
+        for own, style, colour, label in ((exact, "-", RED, "as it is"), (graded, "--", BLUE, "graded")):
+            trajectory = own.variant(relaxation=Relaxation(steps)).free_phase(x, record=True).trajectory
+            assert trajectory is not None  # it was asked for
+            above = [
+                (own.energy([s[n] for s in trajectory.states], x) - lowest).mean().clamp(min=rounding).item()
+                for n in range(steps)
+            ]
+            axis.plot(range(1, steps + 1), above, style, color=colour, marker=".", label=label)
+    axis.axvline(model.steps[0], color="0.8", linewidth=0.8, zorder=0)
+    axis.set(xlabel="step of the free phase", ylabel="energy above the lowest", yscale="log")
+    whole_steps(axis)
+    axis.legend(frameon=False, fontsize=8)
+    return axis
