@@ -25,5 +25,24 @@ What it means:
   between in float32, by weights that are rounded. "16-true" needs an optimizer whose numbers float16 can
   hold: SGD, or Adam with an eps of 1e-4, which is the default one's then.
 
+**A training that was killed** goes on from its last checkpoint, and is then bit by bit the one that was never
+interrupted:
+
+    ep-plugin fit --config FILE --ckpt_path lightning_logs/version_0/checkpoints/NAME.ckpt
+    trainer.fit(task, data, ckpt_path=...)                                # the same
+
+- So are weights, optimizer, logged rows and the lines of `RecordErrors`, from checkpoints of an epoch's end and, with
+  `ModelCheckpoint(every_n_train_steps=100)`, from within one; on the same machine, versions and number of threads.
+- The data modules' order of images, and what their augmentation draws, are functions of `seed` and epoch. The
+  checkpoint has the states of PyTorch's, NumPy's and Python's random generators, of every process.
+- A run that goes on logs to a new `version_N`, from the checkpoint on; what the killed one logged after that is there
+  twice. `CSVLogger` with a `version` that is there deletes its file first: leave `version` out.
+- *Loaders of your own*: the random states are kept, so an epoch's end is exact where a `DataLoader(shuffle=True)` draws
+  from the global generator or Lightning's distributed sampler shuffles. Not kept: the place within an epoch, unless the
+  loader has `state_dict` and `load_state_dict`; what worker processes draw; generators of your own.
+- Not exact either: other numbers of processes, metrics of `torchmetrics` within an epoch, and rows of
+  `log(on_step=True)` for the batch of the checkpoint itself.
+- A subclass of `EPLightningModule` with `configure_callbacks` adds its own to what `super()` returns.
+
 Tried on two CPUs (gloo) only. Strategies that shard the parameters, such as FSDP, were not tried.
 """

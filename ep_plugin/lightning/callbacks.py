@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
@@ -25,7 +26,8 @@ from ep_plugin.validation import count
 class RecordErrors(L.Callback):
     """Appends a line of JSON to a file after every epoch: the error so far and how it came about.
 
-    Nothing is rewritten, so an interrupted run keeps its epochs, and runs may share a file.
+    Nothing is rewritten, so an interrupted run keeps its epochs, and runs may share a file. A run that goes on from a
+    checkpoint keeps its start and its seconds, and writes no epoch that it has written before.
 
     Args:
         path: of the file; its directory is made if it is not there.
@@ -51,24 +53,52 @@ class RecordErrors(L.Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make the directory of {self.path}: {error.strerror}") from error
+        self.started, self.seed, self.seconds = "", -1, 0.0
+        self._running: float | None = None  # since when; None: the training's clock stands
+        self._written: set[int] = set()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._resumed = False
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name, path=str(self.path))  # a trainer may have several
+
+    def state_dict(self) -> dict[str, Any]:
+        self._stop_clock(go_on=True)
+        return {"started": self.started, "seed": self.seed, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.started, self.seed, self.seconds = (state_dict[name] for name in ("started", "seed", "seconds"))
+        self._resumed = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started, self.seconds = datetime.now(UTC).isoformat(timespec="seconds"), 0.0
+        if not self._resumed:
+            self.started, self.seconds = datetime.now(UTC).isoformat(timespec="seconds"), 0.0
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", -1))
+        # What the run wrote after the checkpoint that it goes on from.
+        self._written = _epochs(self.path, self._run()) if self._resumed else set()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._running = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begun = time.perf_counter()
+        self._running = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_clock()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.seconds += time.perf_counter() - self.begun
+        self._stop_clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._running = time.perf_counter()
+        if not trainer.is_global_zero or trainer.current_epoch + 1 in self._written:
             return
         line = {
-            "name": self.name,
-            "started": self.started,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
+            **self._run(),
             "epoch": trainer.current_epoch + 1,
             "epochs": trainer.max_epochs,
             **_watched(trainer.callback_metrics),
@@ -80,6 +110,16 @@ class RecordErrors(L.Callback):
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _run(self) -> dict[str, Any]:
+        """By which a run's lines are told from others'."""
+        return {"name": self.name, "started": self.started, "seed": self.seed}
+
+    def _stop_clock(self, go_on: bool = False) -> None:
+        if self._running is not None:
+            now = time.perf_counter()
+            self.seconds += now - self._running
+            self._running = now if go_on else None
 
 
 class FewStepsFirst(L.Callback):
@@ -121,6 +161,9 @@ class FewStepsFirst(L.Callback):
             )
         self.given = model.relaxation, model.estimator
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on within an epoch does not start it
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, EPLightningModule)
         model = pl_module.model
@@ -134,6 +177,19 @@ class FewStepsFirst(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EPLightningModule)
         pl_module.model.relaxation, pl_module.model.estimator = self.given
+
+
+def _epochs(path: Path, run: dict[str, Any]) -> set[int]:
+    """Those that a file has of a run."""
+    found = set()
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # a line that was interrupted
+            continue
+        if run.items() <= line.items():
+            found.add(line["epoch"])
+    return found
 
 
 def _watched(logged: Mapping[str, Tensor]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, named
+from ep_plugin.lightning.resuming import Resuming
 from ep_plugin.lightning.zero_gradients import ZeroGradients
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen, count, positive
@@ -123,6 +124,10 @@ class _Task(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         return self(inputs(batch))
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What a training needs to go on from a checkpoint bit by bit; a subclass adds its own to `super()`'s."""
+        return [] if any(isinstance(c, Resuming) for c in self.trainer.callbacks) else [Resuming()]  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> Any:
         # Adam's own eps is zero in float16 (`precision="16-true"`), and so are the squares of most gradients.

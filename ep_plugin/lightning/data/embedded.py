@@ -13,13 +13,14 @@ class DigitsDataModule(ImageDataModule):
     Args:
         batch_size: images per batch, 1 or more.
         train_samples: use only the first `train_samples` of the shuffled training images.
-        seed: of the shuffles.
+        seed: of the shuffles, whose order is a function of seed and epoch, and of the augmentation.
         validation: share of the training images that is held out, in (0, 1), chosen by `seed`; "split": the same
             tenth of them for every seed, by which numbers of epochs can be chosen; or "test": train on all
             of them and measure the error of the test images after every epoch. No choice may then be made
             by it.
         augmentation: from one training image `[C, H, W]` to another, such as a transform of
-            torchvision; it draws from PyTorch's global generator.
+            torchvision. What it draws from the global generators of PyTorch, NumPy and Python depends on `seed`, epoch
+            and batch.
         rate_coded: number of steps of spike trains `[T, B, C, H, W]` that the images become, each
             pixel firing with its brightness as probability (`snntorch.spikegen.rate`), drawn anew
             for every batch; None leaves them as they are.

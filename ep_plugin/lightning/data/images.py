@@ -3,7 +3,8 @@
 A normalization, if any, is part of the network. The sets are small, so they are kept as tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ep_plugin.lightning.data.order import EpochOrder, Place, ResumableLoader, drawn_from
 from ep_plugin.validation import count, finite_number
 
 Images = tuple[Tensor, Tensor]
@@ -21,26 +23,37 @@ Augmentation = nn.Module | Callable[[Tensor], Tensor]
 class _Images(TensorDataset):
     """Images `[N, C, H, W]`, in [0, 1] when they are read, and their classes `[N]`.
 
-    With an augmentation an image is changed anew each time that it is read.
+    With an augmentation an image is changed anew in every epoch. What it draws depends on the seed, the epoch and the
+    batch; an image asked for by its number alone is changed by what the global generators draw.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, augmentation: Augmentation | None = None) -> None:
+    def __init__(self, x: Tensor, y: Tensor, augmentation: Augmentation | None = None, seed: int = 0) -> None:
         super().__init__(x, y)
-        self.augmentation = augmentation
+        self.augmentation, self.seed = augmentation, seed
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, place: int | Place) -> tuple[Tensor, ...]:
+        return self.__getitems__([place])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
+    def __getitems__(self, places: Sequence[int | Place]) -> list[tuple[Tensor, ...]]:
         """The samples of a batch: read at once, in a third of the time that one after the other takes."""
-        x, y = (values[indices] for values in self.tensors)
+        numbers = [place[1] if isinstance(place, tuple) else place for place in places]
+        x, y = (values[numbers] for values in self.tensors)
         x = in_unit_range(x)
-        return list(zip(x if self.augmentation is None else map(self.augmentation, x), y, strict=True))
+        if self.augmentation is None:
+            return list(zip(x, y, strict=True))
+        first = places[0]
+        with drawn_from(self.seed, *first) if isinstance(first, tuple) else nullcontext():
+            return list(zip(map(self.augmentation, x), y, strict=True))
 
 
 def in_unit_range(x: Tensor) -> Tensor:
     """Bytes as numbers in [0, 1]; other numbers as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def _own() -> torch.Generator:
+    """For a loader that shuffles nothing by it: each pass draws a number, and is not to take it from the training's."""
+    return torch.Generator()
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -97,7 +110,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         train, held_out = order[:kept][: self.train_samples], order[kept:]
         self._sets = {
-            "train": _Images(x[train], y[train], self.augmentation),
+            "train": _Images(x[train], y[train], self.augmentation, self.seed),
             "val": _Images(*test) if self.validation == "test" else _Images(x[held_out], y[held_out]),
             "test": _Images(*test),
         }
@@ -112,21 +125,22 @@ class ImageDataModule(L.LightningDataModule):
         return spikegen.rate(x, num_steps=self.rate_coded), y
 
     def train_dataloader(self) -> DataLoader:
-        shuffle = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
-            self._sets["train"],
+        processes, process = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        images = self._sets["train"]
+        return ResumableLoader(
+            images,
             self.batch_size,
-            shuffle=True,
-            generator=shuffle,
+            sampler=EpochOrder(images, self.seed, processes, process),
+            generator=_own(),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["val"], batch_size=self.batch_size)
+        return DataLoader(self._sets["val"], batch_size=self.batch_size, generator=_own())
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["test"], batch_size=self.batch_size)
+        return DataLoader(self._sets["test"], batch_size=self.batch_size, generator=_own())
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
