@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ep_plugin import saved
 from ep_plugin.conversion import ConversionWarning, convert
 from ep_plugin.dynamics.encoders import AdaptiveDelta, Bernoulli, Graded, PredictiveSigmaDelta, SigmaDelta
 from ep_plugin.dynamics.relaxation import Relaxation
@@ -14,6 +15,7 @@ from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.files import whole
 from ep_plugin.models import convolutional_2c2fc
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
@@ -59,12 +61,12 @@ def pretrained(name: str) -> ConvergentNetwork:
 
 def load(path: Path) -> ConvergentNetwork:
     """The network that `save` has written, in evaluation mode."""
-    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    settings = {name: _made(value) for name, value in saved["settings"].items() if name != "time_axis"}  # the net's own
+    found: dict[str, Any] = saved.read(path, "weights file")
+    settings = {name: _made(value) for name, value in found["settings"].items() if name != "time_axis"}  # the net's own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)
-        model = convert(convolutional_2c2fc(**saved["net"]), **settings)
-    model.load_state_dict(saved["state_dict"])
+        model = convert(convolutional_2c2fc(**found["net"]), **settings)
+    model.load_state_dict(found["state_dict"])
     return model.eval()
 
 
@@ -81,7 +83,8 @@ def save(model: ConvergentNetwork, net: dict[str, Any], path: Path) -> None:
     """
     state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
     settings = {name: _plain(name, value) for name, value in vars(model.settings).items()}
-    torch.save({"net": net, "settings": settings, "state_dict": state}, path)
+    with whole(path) as part:
+        torch.save({"net": net, "settings": settings, "state_dict": state}, part)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -1,23 +1,98 @@
 """`ep-plugin fit|validate|test`: Lightning's own command line over this package's modules and data."""
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
 
 import lightning as L
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import ep_plugin
 from ep_plugin.conversion import ConversionWarning
+from ep_plugin.lightning.checkpoints import read, require_fitting
+
+
+class _Parser(LightningArgumentParser):
+    """Tells what is wrong in one line, where jsonargparse prints all options and every type that it has tried."""
+
+    def error(self, message: str, *_: object) -> NoReturn:
+        raise _Refused(_condensed(message))
 
 
 class _CommandLine(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = _Parser  # Lightning makes no room for another class
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        if path := self._checkpoint(self.config):  # Lightning reads its settings before anything is made
+            try:
+                read(path)
+            except ValueError as error:
+                _stop(error)
+        super()._parse_ckpt_path()
+
+    def _checkpoint(self, config: Any) -> Path | None:
+        """The file that was given, if one was: a few words mean that the trainer finds it by itself."""
+        path = (config.get(config.get("subcommand", "")) or {}).get("ckpt_path")
+        return Path(path) if path and path not in _WORDS else None
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            print(f"ep-plugin: {_reason(error)}", file=sys.stderr)
-            raise SystemExit(2) from error
+            _stop(_reason(error))
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            _stop(f"seed_everything: {error}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            if path := self._checkpoint(self.config):
+                require_fitting(path, self.model)
+            super()._run_subcommand(subcommand)
+        except (ValueError, TypeError, FloatingPointError) as error:
+            if not _ours(error):
+                raise  # of the user's own code, which its traceback finds
+            _stop(error)
+
+
+_WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
+
+
+def _stop(why: object) -> NoReturn:
+    print(f"ep-plugin: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether this package has raised it, so that its message tells what to do."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(Path(ep_plugin.__file__).parent)
+
+
+class _Refused(Exception):
+    """What the parser says of the arguments and of the files that they name."""
+
+
+def _condensed(message: str) -> str:
+    """The lines that say something of a message that lists all types which a value is not."""
+    if message.startswith("Unexpected config"):
+        return "the configuration is empty, or no table of settings"
+    lines = [line.strip().removeprefix("- ").rstrip(":") for line in message.splitlines()]
+    empty = ("Does not validate", "Subtypes", "Errors", "Expected a <class 'NoneType'>", "Given value type")
+    empty += ("Given value: {", 'in "<unicode')  # a whole table in Python's spelling; a place in a text without a name
+    said = [line.removeprefix("Problems parsing config: ") for line in lines if line and not line.startswith(empty)]
+    return ": ".join(said)[:500] or lines[0]
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -46,12 +121,18 @@ def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
         # The arguments are the command line's own, handed on; and a configuration says what is converted.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         warnings.filterwarnings("ignore", category=ConversionWarning)
-        return _CommandLine(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error
-            args=list(arguments),
-            run=run,
-        )
+        try:
+            return _CommandLine(
+                L.LightningModule,
+                L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error
+                args=list(arguments),
+                run=run,
+            )
+        except (_Refused, UnicodeDecodeError) as error:
+            said = str(error) if isinstance(error, _Refused) else "the configuration is no text"
+            given = [str(file) for word, file in pairwise(arguments) if word in ("--config", "-c")]
+            where = f" (in {', '.join(given)})" if given else ""
+            _stop(f"{said}{where}; `ep-plugin fit --help` and examples/recipes show what is accepted")

@@ -1,6 +1,7 @@
 """`ep-plugin fit`, `validate` and `test` from configurations."""
 
 import json
+import struct
 from pathlib import Path
 
 import pandas as pd
@@ -82,7 +83,9 @@ def pretend_data():
     """What the data module looks for before any work."""
     raw = Path("data/MNIST/raw")
     raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte").touch()
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 20, 28, 28) + bytes(20 * 28 * 28))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 20) + bytes(20))
 
 
 def test_an_encoder_of_ones_own_settings():

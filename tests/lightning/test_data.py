@@ -101,6 +101,7 @@ def test_downloads_happen_where_one_process_prepares(download, tmp_path, monkeyp
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte").touch()
     calls = []
+    monkeypatch.setattr(ep.MNISTDataModule, "require_whole", lambda self, raw: None)
     monkeypatch.setattr(ep.MNISTDataModule, "load", lambda self: calls.append(1))
     ep.MNISTDataModule(tmp_path, download=download).prepare_data()
     assert len(calls) == download

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ep_plugin.lightning.data import idx_files
 from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images
 
 
@@ -28,8 +29,14 @@ class _TorchvisionDataModule(ImageDataModule):
         super().__init__(batch_size, train_samples, seed, validation, augmentation, rate_coded, num_workers)
         self.data_dir, self.download = Path(data_dir), download
         raw = self.data_dir / self.folder
-        if not download and not (raw.is_dir() and any(raw.iterdir())):
+        if download:
+            return
+        if not (raw.is_dir() and any(raw.iterdir())):
             raise ValueError(f"no {self.name} in {raw}; expected {self.files}, or name another directory with data_dir")
+        self.require_whole(raw)
+
+    def require_whole(self, raw: Path) -> None:
+        """Stops where a file cannot be what it should be."""
 
     def prepare_data(self) -> None:
         """Downloads in one process a machine, before all of them read."""
@@ -39,13 +46,28 @@ class _TorchvisionDataModule(ImageDataModule):
     def stored(self) -> tuple[Images, Images]:
         import torchvision
 
-        dataset = getattr(torchvision.datasets, self.name)
-        train, test = (self._tensors(dataset(self.data_dir, train=t, download=self.download)) for t in (True, False))
+        kind = getattr(torchvision.datasets, self.name)
+        try:
+            sets = [kind(self.data_dir, train=train, download=self.download) for train in (True, False)]
+        except RuntimeError as error:  # its checksums, or a download that failed
+            raise ValueError(f"cannot read {self.name} in {self.data_dir / self.folder}: {error}") from error
+        train, test = (self._tensors(dataset) for dataset in sets)
+        for _, labels in (train, test):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < 10:
+                raise ValueError(
+                    f"the labels of {self.name} in {self.data_dir / self.folder} go from {int(labels.min())} to "
+                    f"{int(labels.max())}; expected 0 to 9: copy its files anew"
+                )
         return train, test
 
     def _tensors(self, dataset: Any) -> Images:
         """All images of one of torchvision's data sets, as bytes."""
         return dataset.data.unsqueeze(1), dataset.targets
+
+
+class _IdxDataModule(_TorchvisionDataModule):
+    def require_whole(self, raw: Path) -> None:
+        idx_files.require_whole(raw)
 
 
 _IDX_FILES = (
@@ -54,7 +76,7 @@ _IDX_FILES = (
 )
 
 
-class MNISTDataModule(_TorchvisionDataModule):
+class MNISTDataModule(_IdxDataModule):
     """MNIST: 60,000 and 10,000 digits of 28 x 28 pixels.
 
     Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
@@ -71,8 +93,8 @@ class MNISTDataModule(_TorchvisionDataModule):
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
-            range.
+        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
+            number is out of its range.
         TypeError: a number is of a wrong type.
 
     Example:
@@ -84,7 +106,7 @@ class MNISTDataModule(_TorchvisionDataModule):
     files = _IDX_FILES.format("")
 
 
-class FashionMNISTDataModule(_TorchvisionDataModule):
+class FashionMNISTDataModule(_IdxDataModule):
     """FashionMNIST: 60,000 and 10,000 pieces of clothing of 28 x 28 pixels.
 
     Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
@@ -101,8 +123,8 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
-            range.
+        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
+            number is out of its range.
         TypeError: a number is of a wrong type.
 
     Example:
@@ -131,8 +153,8 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files and `download` is not set, or a number is out of its
-            range.
+        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
+            number is out of its range.
         TypeError: a number is of a wrong type.
 
     Example:
