@@ -35,3 +35,11 @@ def test_arguments_and_errors_are_documented(name):
     if re.search(rf"\braise |\b(?:{'|'.join(CHECKS)})\(", made_by(value)):
         assert re.search(r"^Raises:$", doc, flags=re.MULTILINE), f"{name} raises, and its docstring has no Raises"
     assert not re.search(r"^ +\w+(, \w+)+: ", doc, flags=re.MULTILINE)  # tools read one name a line
+
+
+@pytest.mark.parametrize("home", [ep_plugin, ep_plugin.models, ep_plugin.plots], ids=lambda home: home.__name__)
+def test_what_functions_return_is_documented(home):
+    functions = {name: f for name in home.__all__ if inspect.isfunction(f := getattr(home, name))}
+    returning = {name: f for name, f in functions.items() if inspect.signature(f).return_annotation is not None}
+    assert returning
+    assert [n for n, f in returning.items() if not re.search(r"^Returns:$", inspect.getdoc(f), re.MULTILINE)] == []

@@ -56,6 +56,9 @@ def vgg(
         pooling: "average" or "max".
         normalize: as in `convolutional_2c2fc`.
 
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
+
     Raises:
         ValueError: an unknown pooling, a number that is not above 0, or an image too small for the poolings.
         TypeError: a number is of a wrong type.
@@ -138,6 +141,9 @@ def residual(
         dropout: share of its inputs that the readout does not see in training.
         pooling: "average" or "max".
         normalize: as in `convolutional_2c2fc`.
+
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
 
     Raises:
         ValueError: an unknown pooling, a number that is not above 0, another number of channels than of blocks, or

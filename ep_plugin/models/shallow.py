@@ -45,6 +45,9 @@ def convolutional_2c2fc(
             (`CenteredWeight`).
         shape: channels, height and width of an image.
 
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
+
     Raises:
         ValueError: an unknown pooling, a standard deviation or gain that is not above 0, or an image too small.
 
@@ -84,6 +87,9 @@ def small_convolutional(
         hidden: neurons of the hidden layer.
         pooling: "average" or "max".
 
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
+
     Raises:
         ValueError: an unknown pooling.
     """
@@ -112,6 +118,9 @@ def perceptron(
         leak: as in `convolutional_2c2fc`.
         gain: as in `convolutional_2c2fc`.
         dropout: as in `convolutional_2c2fc`.
+
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
 
     Raises:
         ValueError: the gain is not above 0.
