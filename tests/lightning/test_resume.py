@@ -257,13 +257,13 @@ def logged(directory):
 
 @pytest.mark.slow
 def test_twenty_kills_of_the_command_line(tmp_path, draw):
-    epochs = 60
+    epochs = 25
     finish(start(*configure(tmp_path / "whole", epochs)))
     command = configure(tmp_path / "killed", epochs)
     for _ in range(20):
         kept = newest(tmp_path / "killed" / "kept")
         process = start(*command, *(["--ckpt_path", kept] if kept else []))
-        kill(tmp_path / "killed" / "kept", [process], draw.uniform(0, 1))
+        kill(tmp_path / "killed" / "kept", [process], draw.uniform(0, 2))
     finish(start(*command, "--ckpt_path", newest(tmp_path / "killed" / "kept")))
     last = f"epoch={epochs - 1}-*"
     assert_same_checkpoint(*(newest(tmp_path / run / "kept", last) for run in ("killed", "whole")))
