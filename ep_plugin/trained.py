@@ -20,7 +20,12 @@ from ep_plugin.models import convolutional_2c2fc
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
 
-PRETRAINED = {"mnist-2c2fc": "MNISTDataModule", "fashion-mnist-2c2fc": "FashionMNISTDataModule"}
+PRETRAINED = {
+    "mnist-2c2fc": "MNISTDataModule",
+    "fashion-mnist-2c2fc": "FashionMNISTDataModule",
+    "mnist-2c2fc-max": "MNISTDataModule",
+    "fashion-mnist-2c2fc-max": "FashionMNISTDataModule",
+}
 """Name -> the data module of the images that the network was trained on."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -43,7 +48,8 @@ def pretrained(name: str) -> ConvergentNetwork:
     the error anew.
 
     Args:
-        name: "mnist-2c2fc" or "fashion-mnist-2c2fc".
+        name: "mnist-2c2fc" or "fashion-mnist-2c2fc", which pool by the average and were trained on augmented images;
+            or "mnist-2c2fc-max" or "fashion-mnist-2c2fc-max", which pool by the maximum, without augmentation.
 
     Returns:
         The network, with default settings: signed events, and a readout that sees nothing else.
@@ -70,21 +76,25 @@ def load(path: Path) -> ConvergentNetwork:
     return model.eval()
 
 
-def save(model: ConvergentNetwork, net: dict[str, Any], path: Path) -> None:
+def save(model: ConvergentNetwork, net: dict[str, Any], path: Path, origin: dict[str, Any] | None = None) -> None:
     """Writes a trained network as plain data: weights, shape and settings.
 
     Args:
         model: a converted `convolutional_2c2fc(**net)`.
         net: the arguments of that function.
         path: the file to write.
+        origin: how it was trained, as plain data: recipe, seed, versions.
 
     Raises:
-        ValueError: an encoder or estimator is not of this package, so that `load` would not know it.
+        ValueError: the file cannot be written, or cannot hold the origin; or an encoder or estimator is not of this
+            package, so that `load` would not know it.
     """
+    if origin is not None and any(type(value) not in (str, int, float, bool) for value in origin.values()):
+        raise ValueError(f"origin is {origin!r}; expected strings and numbers, which a file can hold")
     state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
     settings = {name: _plain(name, value) for name, value in vars(model.settings).items()}
     with whole(path) as part:
-        torch.save({"net": net, "settings": settings, "state_dict": state}, part)
+        torch.save({"net": net, "settings": settings, "state_dict": state, "origin": origin or {}}, part)
 
 
 def _plain(name: str, value: Any) -> Any:

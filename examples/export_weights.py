@@ -17,16 +17,18 @@ def main(
     recipe: Annotated[Path, typer.Argument(help="The configuration that the network was trained with.")],
     checkpoint: Annotated[Path, typer.Argument(help="What the training left.")],
     output: Annotated[Path, typer.Argument(help="The file to write.")],
+    seed: Annotated[int, typer.Option(help="That it was trained with.")] = 0,
     data_dir: Annotated[Path, typer.Option(help="Where the recipe's images lie.")] = Path("data"),
 ) -> None:
     """Writes the weights, the net's shape and how it infers."""
     arguments = ["--config", str(recipe), f"--data.data_dir={data_dir}"]
     cli = from_arguments(arguments, run=False)
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-    cli.model.load_state_dict(state)
+    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    cli.model.load_state_dict(saved["state_dict"])
     described = cli.config["model"]["init_args"]["model"]["init_args"]
     net = {name: list(v) if isinstance(v, tuple) else v for name, v in described["net"]["init_args"].items()}
-    save(cli.model.model, net, output)
+    origin = {"recipe": recipe.stem, "seed": seed, "epochs": saved["epoch"] + 1, "torch": str(torch.__version__)}
+    save(cli.model.model, net, output, origin)
     print(f"wrote {output}: {output.stat().st_size / 2**20:.1f} MB")
 
 

@@ -37,6 +37,15 @@ def test_what_is_saved_is_loaded(settings, tmp_path):
     assert torch.equal(loaded(x), model.eval()(x))
 
 
+def test_origin_stands_in_the_file(tmp_path):
+    save(ep.convert(convolutional_2c2fc(**NET)), NET, tmp_path / "net.pt", {"recipe": "mnist", "seed": 3})
+    assert torch.load(tmp_path / "net.pt", weights_only=True)["origin"] == {"recipe": "mnist", "seed": 3}
+    with pytest.raises(ValueError, match="expected strings and numbers"):
+        save(
+            ep.convert(convolutional_2c2fc(**NET)), NET, tmp_path / "net.pt", {"torch": torch.__version__}
+        )  # a class of its own
+
+
 def test_fixed_events_keep_their_weights(tmp_path):
     model = ep.convert(convolutional_2c2fc(**NET), encoder=ep.AdaptiveDelta("fixed"))
     x = torch.rand(2, 1, 28, 28)
