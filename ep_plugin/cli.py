@@ -191,7 +191,7 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc.")],
+    name: Annotated[str, typer.Argument(help="mnist-2c2fc, fashion-mnist-2c2fc, or either with -max.")],
     data_dir: Annotated[Path, typer.Option(help="Where the images lie, in torchvision's layout.")] = Path("data"),
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
 ) -> None:
@@ -204,11 +204,11 @@ def evaluate(
 
     try:
         images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
+        images.setup()
+        model = pretrained(name)
     except (ValueError, TypeError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
-    model = pretrained(name)
-    images.setup()
     wrong = spikes = seen = 0.0
     with torch.no_grad():
         for x, y in images.test_dataloader():
