@@ -89,7 +89,13 @@ def _condensed(message: str) -> str:
     if message.startswith("Unexpected config"):
         return "the configuration is empty, or no table of settings"
     lines = [line.strip().removeprefix("- ").rstrip(":") for line in message.splitlines()]
-    empty = ("Does not validate", "Subtypes", "Errors", "Expected a <class 'NoneType'>", "Given value type")
+    empty: tuple[str, ...] = (
+        "Does not validate",
+        "Subtypes",
+        "Errors",
+        "Expected a <class 'NoneType'>",
+        "Given value type",
+    )
     empty += ("Given value: {", 'in "<unicode')  # a whole table in Python's spelling; a place in a text without a name
     said = [line.removeprefix("Problems parsing config: ") for line in lines if line and not line.startswith(empty)]
     return ": ".join(said)[:500] or lines[0]
