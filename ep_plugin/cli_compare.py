@@ -79,8 +79,11 @@ def compare(
         def on_epoch(result: Result) -> None:
             task, before = tasks[result.contender], (result.seed - seed) * epochs
             if not result.accuracy:  # its process begins, and its clock
-                for other in tasks.values():
-                    progress.stop_task(other)
+                for other in progress.tasks:
+                    if other.id == task:
+                        other.stop_time = None  # of the seed before
+                    else:
+                        progress.stop_task(other.id)
                 progress.reset(task, completed=before)
                 return
             shown = f"test accuracy {result.accuracy[-1]:.1%}" + (f", seed {result.seed}" if seeds > 1 else "")

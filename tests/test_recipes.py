@@ -167,7 +167,7 @@ def test_recipes_for_cifar10_read_folders_of_images_too(tmp_path):
     arguments = ["--config", str(recipe), *folders, "--data.init_args.data_dir", str(tmp_path / "images")]
     found = from_arguments([*arguments, "--trainer.accelerator=cpu"], run=False).datamodule
     assert isinstance(found, ep.ImageFolderDataModule)
-    assert (found.validation, found.batch_size, found.size) == ("split", 64, (32, 32))
+    assert (found.validation, found.batch_size, found.size) == ("split", 128, (32, 32))
     assert found.augmentation(torch.rand(3, 32, 32)).shape == (3, 32, 32)
 
 

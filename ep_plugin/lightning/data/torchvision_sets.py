@@ -52,12 +52,6 @@ class _TorchvisionDataModule(ImageDataModule):
         except RuntimeError as error:  # its checksums, or a download that failed
             raise ValueError(f"cannot read {self.name} in {self.data_dir / self.folder}: {error}") from error
         train, test = (self._tensors(dataset) for dataset in sets)
-        for _, labels in (train, test):
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < 10:
-                raise ValueError(
-                    f"the labels of {self.name} in {self.data_dir / self.folder} go from {int(labels.min())} to "
-                    f"{int(labels.max())}; expected 0 to 9: copy its files anew"
-                )
         return train, test
 
     def _tensors(self, dataset: Any) -> Images:
@@ -68,6 +62,15 @@ class _TorchvisionDataModule(ImageDataModule):
 class _IdxDataModule(_TorchvisionDataModule):
     def require_whole(self, raw: Path) -> None:
         idx_files.require_whole(raw)
+
+    def _tensors(self, dataset: Any) -> Images:
+        images, labels = super()._tensors(dataset)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < 10:
+            raise ValueError(
+                f"the labels of {self.name} in {self.data_dir / self.folder} go from {int(labels.min())} to "
+                f"{int(labels.max())}; expected 0 to 9: copy its files anew"
+            )
+        return images, labels
 
 
 _IDX_FILES = (
