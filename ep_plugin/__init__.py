@@ -57,7 +57,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.network import ConvergentNetwork as ConvergentNetwork
     from ep_plugin.neurons.norse import ConvergentLIFBoxCell as ConvergentLIFBoxCell
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
-    from ep_plugin.nir import to_nir as to_nir
+    from ep_plugin.nir.reading import from_nir as from_nir
+    from ep_plugin.nir.writing import to_nir as to_nir
     from ep_plugin.profiling import profile as profile
     from ep_plugin.trained import pretrained as pretrained
 
@@ -100,7 +101,8 @@ _HOMES = {
     "network": ("ConvergentNetwork",),
     "neurons.norse": ("ConvergentLIFBoxCell",),
     "neurons.snntorch": ("ConvergentLeaky",),
-    "nir": ("to_nir",),
+    "nir.reading": ("from_nir",),
+    "nir.writing": ("to_nir",),
     "profiling": ("profile",),
     "trained": ("pretrained",),
 }

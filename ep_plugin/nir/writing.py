@@ -11,8 +11,8 @@ with the neurons as `nir.IF`, one unit of time a step.
 
 NIR has neither a transposed convolution nor the reverse of flattening, of which the feedback through
 convolutions and pooling consists. So every linear map is written as the matrix that it is: stem,
-connections and readout as `nir.Affine` (K and b), feedback as `nir.Linear`, (c_j / c_i) K^T with
-the strength of the feedback in it. All signals are vectors; flatten the input. The price is that a
+connections and readout as `nir.Affine` (K and b), feedback as `nir.Affine` too, (c_j / c_i) K^T with
+the strength of the feedback in it, and zeros. All signals are vectors; flatten the input. The price is that a
 convolution's shared weights are written once a synapse, which is also what a chip without weight
 sharing stores. Most entries are then zero and compress: 2C2FC takes 4 s and a file of 4 MB.
 """
@@ -36,6 +36,7 @@ _MOST_SYNAPSES = 2**28  # of one matrix: 1 GiB in float32
 
 _PROBES = 32  # of whether a map is linear
 _BLOCK = 256  # columns of a matrix that are worked out at once
+_LARGE = 2.0**60  # beside which no bias takes bits from a weight
 
 Function = Callable[[Tensor], Tensor]
 Matrix = tuple[np.ndarray, np.ndarray]
@@ -50,11 +51,12 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -
     connection c from i to j. Metadata: "reset" is "subtract" and "dt" 1, since NIR itself only
     knows a reset to a value.
 
-    What importers make of it (norse 1.1, snntorch 1.0, nirtorch 2.6): `norse.torch.from_nir(graph,
-    dt=1.0)` runs it; its neurons reset to 0 and so fire less than those of the equilibrium. With
-    skips its executor does not return the output. `snntorch.import_nir.import_from_nir` takes it over
-    with one threshold a layer; it builds `snn.Leaky(beta=0.9, init_hidden=False)`, whose pair of
-    outputs its own executor refuses: set `init_hidden` to True and `beta` to 1 in each, and it runs.
+    `from_nir` reads it as the same network. What other importers make of it (norse 1.1, snntorch 1.0, sinabs 3.1,
+    nirtorch 2.6): `norse.torch.from_nir(graph, dt=1.0)` runs it; its neurons reset to 0 and so fire less than those of
+    the equilibrium. With skips its executor does not return the output. `snntorch.import_nir.import_from_nir` takes it
+    over with one threshold a layer; it builds `snn.Leaky(beta=0.9, init_hidden=False)`, whose pair of outputs its own
+    executor refuses: set `init_hidden` to True and `beta` to 1 in each, and it runs. `sinabs.from_nir(graph,
+    batch_size=1)` runs it; its neurons may send several spikes in a step, so that they pass the rate 1.
 
     Args:
         model: the network.
@@ -128,7 +130,9 @@ def _graph(
         up, down = f"{names[i]}_connection_{c}", f"{names[j]}_feedback_{c}"
         matrix, bias = _matrix(f"the connection {i} -> {j}", connection.module, system.shapes[i])
         nodes[up] = nir.Affine(matrix, bias)
-        nodes[down] = nir.Linear(np.ascontiguousarray(system.ratio(j, i) * matrix.T, dtype=np.float32))
+        # Affine, since sinabs knows no Linear, and leaves out what it does not know.
+        back = np.ascontiguousarray(system.ratio(j, i) * matrix.T, dtype=np.float32)
+        nodes[down] = nir.Affine(back, np.zeros(len(back), dtype=np.float32))
         edges += [(names[i], up), (up, names[j]), (names[j], down), (down, names[i])]
     last = names[network.read[0]]
     state = torch.zeros(1, *system.shapes[network.read[0]], dtype=torch.float64)
@@ -162,9 +166,9 @@ def _matrix(what: str, function: Function, shape: Sequence[int]) -> Matrix:
     matrix = np.empty((len(bias), inputs), dtype=np.float32)
     for start in range(0, inputs, _BLOCK):
         units = torch.zeros(min(_BLOCK, inputs - start), inputs, dtype=torch.float64)
-        units.diagonal(start).fill_(1)
+        units.diagonal(start).fill_(_LARGE)
         columns = function(units.view(-1, *shape)).flatten(1) - bias
-        matrix[:, start : start + len(units)] = columns.T.numpy()
+        matrix[:, start : start + len(units)] = (columns.T / _LARGE).numpy()
     return matrix, _array(bias)
 
 
