@@ -176,6 +176,21 @@ def test_snntorch_runs_the_graph_once_its_neurons_hold_their_state(name, tmp_pat
     assert np.ptp(expected, 0).any()
 
 
+@pytest.mark.parametrize("name", ["convolutional", "without_readout"])
+def test_sinabs_runs_the_graph(name, tmp_path):
+    """Spike for spike, where no drive passes the threshold: its neurons send several spikes in a step."""
+    sinabs = pytest.importorskip("sinabs.nir", reason="sinabs is not installed; it asks for an older nir than this")
+    torch.manual_seed(0)
+    graph, network, x = imported(name, lambda g: sinabs.from_nir(g, batch_size=1), tmp_path)
+    expected = run(graph, x.numpy().ravel(), 100)["output"]
+    state, found = None, []
+    for _ in range(100):
+        output, state = network(x, state)
+        found.append(output.detach().numpy().ravel())
+    assert np.abs(np.array(found) - expected).max() < 1e-4
+    assert np.ptp(expected, 0).any()
+
+
 NEURON = snn.Leaky(beta=0.5)
 REFUSED = {
     "activation": ([nn.Linear(4, 3), NEURON], {"activation": "sigmoid"}, (4,), "layer 0 cannot be written.*hard"),
