@@ -8,6 +8,9 @@ who needs them.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ep_plugin.extras import installed as _installed
+from ep_plugin.extras import needed_by as _needed_by
+
 if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compares the two lists
     from ep_plugin.analysis.agreement import Agreement as Agreement
     from ep_plugin.analysis.agreement import gradient_agreement as gradient_agreement
@@ -62,7 +65,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.profiling import profile as profile
     from ep_plugin.trained import pretrained as pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "analysis.agreement": ("Agreement", "gradient_agreement"),
@@ -109,7 +112,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = ("analysis", "conversion", "dynamics", "estimators", "lightning", "linear", "models", "neurons", "plots")
 
-__all__ = sorted(_HOME)
+_NEEDS = {"neurons.norse": "norse", "nir.reading": "nir", "nir.writing": "nir"}
+_PRESENT = [name for name, home in _HOME.items() if home not in _NEEDS or _installed(_NEEDS[home])]
+
+__all__ = sorted(_PRESENT)  # `import *` must not ask for an optional package that is not there
 
 
 def __getattr__(name: str) -> object:
@@ -117,10 +123,11 @@ def __getattr__(name: str) -> object:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with _needed_by(f"ep_plugin.{name}"):
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_SUBMODULES})
+    return sorted({*globals(), *_PRESENT, *_SUBMODULES})

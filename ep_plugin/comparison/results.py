@@ -1,6 +1,7 @@
 """What a comparison has found: figures, tables and a picture."""
 
 from collections.abc import Sequence
+from csv import DictWriter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -49,8 +50,6 @@ def write(results: Sequence[Result], settings: ComparisonSettings, place: Path) 
     Raises:
         ValueError: one cannot be written.
     """
-    import pandas as pd
-
     begun = [r for r in results if r.accuracy]
     if not begun:
         return
@@ -67,8 +66,10 @@ def write(results: Sequence[Result], settings: ComparisonSettings, place: Path) 
     ]
     for name, rows in (("comparison.csv", finished), ("history.csv", history)):
         if rows:
-            with whole(place / name) as part:
-                pd.DataFrame(rows).to_csv(part, index=False)
+            with whole(place / name) as part, part.open("w", newline="") as file:
+                table = DictWriter(file, list(rows[0]), lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
     with whole(place / "comparison.png") as part:
         _plot(begun, settings.described(), part)
 

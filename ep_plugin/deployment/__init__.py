@@ -34,6 +34,7 @@ from torch import Tensor, fx, nn
 
 from ep_plugin.deployment.loop import Loop, Neuron, Tracer, edges
 from ep_plugin.dynamics.layer import Layer
+from ep_plugin.extras import needed_by
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import count
 from ep_plugin.validation import input_shape as input_shape_of
@@ -121,12 +122,14 @@ def to_norse(
     Raises:
         ValueError: as `to_snntorch`.
         TypeError: as `to_snntorch`.
+        ModuleNotFoundError: Norse is not installed.
 
     Example:
         >>> net = to_norse(model, num_steps=8)
     """
-    import norse.torch as norse
-    from norse.torch.functional.reset import reset_subtract
+    with needed_by("to_norse"):
+        import norse.torch as norse
+        from norse.torch.functional.reset import reset_subtract
 
     def neuron(threshold: Tensor) -> nn.Module:
         # A module in place of LIFBoxParameters, as SNNCell allows: those do not pickle, nor do they follow the

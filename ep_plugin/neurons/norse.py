@@ -1,14 +1,17 @@
 """Norse's `LIFBoxCell` with convergent dynamics."""
 
 import torch
-from norse.torch import LIFBoxCell, LIFBoxParameters
 from torch import Tensor
 
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
 from ep_plugin.dynamics.encoders import Encoder, EncoderName, as_encoder
+from ep_plugin.extras import needed_by
 from ep_plugin.neurons import convergent
 from ep_plugin.neurons.convergent import ConvergentState
 from ep_plugin.validation import fraction
+
+with needed_by("ep_plugin.neurons.norse"):
+    from norse.torch import LIFBoxCell, LIFBoxParameters
 
 
 class ConvergentLIFBoxCell(LIFBoxCell):
