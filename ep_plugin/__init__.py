@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
+    from ep_plugin.lightning.monitors import FeedbackMonitor as FeedbackMonitor
     from ep_plugin.lightning.monitors import GradientMonitor as GradientMonitor
     from ep_plugin.lightning.monitors import SpikeMonitor as SpikeMonitor
     from ep_plugin.lightning.operations import OperationsMonitor as OperationsMonitor
@@ -97,7 +98,7 @@ _HOMES = {
         "MNISTDataModule",
     ),
     "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
-    "lightning.monitors": ("EquilibriumMonitor", "GradientMonitor", "SpikeMonitor"),
+    "lightning.monitors": ("EquilibriumMonitor", "FeedbackMonitor", "GradientMonitor", "SpikeMonitor"),
     "lightning.operations": ("OperationsMonitor",),
     "linear.base": ("LinearMap", "register_linear"),
     "linear.connection": ("Connection",),
@@ -110,7 +111,18 @@ _HOMES = {
     "trained": ("pretrained",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("analysis", "conversion", "dynamics", "estimators", "lightning", "linear", "models", "neurons", "plots")
+_SUBMODULES = (
+    "analysis",
+    "chips",
+    "conversion",
+    "dynamics",
+    "estimators",
+    "lightning",
+    "linear",
+    "models",
+    "neurons",
+    "plots",
+)
 
 _NEEDS = {"neurons.norse": "norse", "nir.reading": "nir", "nir.writing": "nir"}
 _PRESENT = [name for name, home in _HOME.items() if home not in _NEEDS or _installed(_NEEDS[home])]

@@ -62,10 +62,11 @@ def test_the_commands_of_all_pages_exist():
 
 
 def test_the_reference_has_every_public_name_once():
-    """Those of the package, of its reference nets and of its pictures."""
+    """Those of the package, of its reference nets, of its pictures and of the limits of chips."""
     found = re.findall(r"^::: (ep_plugin[\w.]*)\.(\w+)$", (GUIDE / "api.md").read_text(), re.M)
     nets = set(ep.models.__all__) - {"REFERENCE_NETS"}
-    public = {"ep_plugin": ep.__all__, "ep_plugin.models": nets, "ep_plugin.plots": ep.plots.__all__}
+    public = {"ep_plugin": ep.__all__, "ep_plugin.models": nets}
+    public |= {f"ep_plugin.{name}": getattr(ep, name).__all__ for name in ("plots", "chips")}
     assert sorted(found) == sorted((home, name) for home, names in public.items() for name in names)
 
 

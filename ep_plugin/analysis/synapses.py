@@ -22,6 +22,7 @@ from ep_plugin.linear.convolution import Convolution
 from ep_plugin.linear.dense import Affine, Reshape
 from ep_plugin.linear.modules import FixedNormalization, Scale, SharedDropout
 from ep_plugin.linear.pooling import AveragePool, MaxPool, PiecewiseLinear
+from ep_plugin.linear.separate import Separate
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class _Matrix(LinearMap):
 @_there.register(Affine)
 @_there.register(Convolution)
 @_there.register(PlacedWeight)
+@_there.register(Separate)
 @_there.register(FixedNormalization)
 @_there.register(SharedDropout)
 @_there.register(PiecewiseLinear)

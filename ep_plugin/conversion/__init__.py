@@ -18,11 +18,14 @@ from ep_plugin.dynamics.encoders import Encoder, EncoderName
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.relaxation import Observed, Relaxation
 from ep_plugin.estimators.estimator import GradientEstimator
+from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.modules import SharedDropout
+from ep_plugin.linear.separate import separated
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
 
 MAX_POOLING = {"keep": "keep it", "average": "average pooling in its place"}
+FEEDBACK_WEIGHTS = {"tied": "the forward weights", "separate": "weights of their own"}
 LEARNABLE_LEAK = {"refuse": "an error", "freeze": "they stay as they are"}
 
 
@@ -42,6 +45,7 @@ def convert(
     max_pooling: Literal["keep", "average"] = "keep",
     learnable_leak: LearnableLeak = "refuse",
     time_varying: bool = False,
+    feedback_weights: Literal["tied", "separate"] = "tied",
     example_input: Tensor | None = None,
     output: int | str | tuple[int | str, ...] | None = None,
 ) -> ConvergentNetwork:
@@ -84,6 +88,8 @@ def convert(
         learnable_leak: "refuse", or "freeze" to leave learnable leaks as they are. The equilibrium does not
             depend on them.
         time_varying: the input changes over time, `[T, B, ...]`; see `ConvergentNetwork`.
+        feedback_weights: "tied": what goes down passes the transposed weights. "separate": it passes weights of its
+            own, which start at random and learn by the same contrast (`ep_plugin.linear.separate`).
         example_input: an input of the model. Without one its sizes are unknown, and a forward that asks for
             more of them than a loop over all steps does is refused.
         output: which of several outputs: an index, a key, or a tuple of them as a path.
@@ -99,6 +105,7 @@ def convert(
     """
     chosen("max_pooling", max_pooling, MAX_POOLING)
     chosen("learnable_leak", learnable_leak, LEARNABLE_LEAK)
+    chosen("feedback_weights", feedback_weights, FEEDBACK_WEIGHTS)
     if not isinstance(net, nn.Module):
         raise TypeError(f"convert was given a {type(net).__name__}; expected an nn.Module, such as an nn.Sequential")
     outputs.checked(output)
@@ -128,6 +135,8 @@ def convert(
         for name, module in originals.items()
     }
     parts = blocks(plan, list(originals), described, max_pooling)
+    if feedback_weights == "separate":
+        parts.connections[:] = [Connection(separated(c.module), c.source, c.target) for c in parts.connections]
     model = ConvergentNetwork(
         parts.stem,
         [

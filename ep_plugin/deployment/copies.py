@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from ep_plugin.conversion.concatenation import Measuring
 from ep_plugin.linear.concatenation import Placement
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
+from ep_plugin.linear.separate import SeparateFeedback
 
 
 class Copies:
@@ -41,6 +42,8 @@ def _settle_parametrizations(module: Any) -> None:
 def _replaced(module: nn.Module) -> nn.Module:
     if isinstance(module, SharedDropout):
         return nn.Identity()
+    if isinstance(module, SeparateFeedback):
+        return _replaced(module.module)
     if isinstance(module, FixedNormalization):
         return module.norm if module.offset else _without_offset(module.norm)
     if isinstance(module, Measuring):

@@ -20,6 +20,7 @@ from ep_plugin.analysis.diagnosis import activity, settled
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.lightning.batches import pair
 from ep_plugin.lightning.module import EPLightningModule, can_infer
+from ep_plugin.linear.separate import feedback_angles
 from ep_plugin.validation import count
 
 
@@ -113,6 +114,35 @@ class SpikeMonitor(_Monitor):
 # The adjoint iteration does not converge for inputs that do not settle. A low `max_steps` keeps such a look
 # cheap; it ends with a warning.
 _REFERENCE = ImplicitDifferentiation(tolerance=1e-5, max_steps=200)
+
+
+class FeedbackMonitor(_Monitor):
+    """How far feedback weights of their own have turned to the transpose (`convert(feedback_weights="separate")`).
+
+    Logs "feedback_angle/<module>": degrees between the weights up and down; about 90 at the start, 0 where they agree.
+
+    Args:
+        every_n_batches: 1 or more.
+
+    Raises:
+        ValueError: `every_n_batches` is below 1. In fitting: the trainer has no logger, or the network's feedback has
+            no weights of its own.
+        TypeError: `every_n_batches` is no whole number. In fitting: the module is no `EPLightningModule`.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[FeedbackMonitor()])
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if not feedback_angles(pl_module):
+            raise ValueError(
+                "FeedbackMonitor: the network's feedback has no weights of its own; expected "
+                'ep.convert(net, feedback_weights="separate")'
+            )
+
+    def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
+        return {f"feedback_angle/{name}": angle for name, angle in feedback_angles(module.model).items()}
 
 
 class GradientMonitor(_Monitor):

@@ -1,0 +1,141 @@
+"""What analog hardware does to neurons and to the reading of weights: fixed mismatch, and noise in every read."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.dynamics.layer import Layer
+from ep_plugin.linear.base import LinearMap, Tensors, register_linear
+from ep_plugin.linear.connection import Connection
+from ep_plugin.network import ConvergentNetwork
+from ep_plugin.validation import chosen, finite_number
+
+
+class ReadNoise(LinearMap, nn.Module):
+    """Noise on what neurons read of their synapses: the sum, times 1 + std * N(0, 1), drawn anew in every read.
+
+    In both phases, in training and in inference. What a weight learns from, its two neurons' traces, is not noisy.
+
+    Args:
+        std: of the factor; 0 or more.
+        direction: "up" for what the target reads; it then stands at a connection's end. "down" for what the source
+            reads of the feedback; it then stands at the beginning.
+
+    Raises:
+        ValueError: std is below 0, or the direction unknown.
+        TypeError: std is no number.
+
+    Example:
+        >>> noisy = Connection(nn.Sequential(ReadNoise(0.05, "down"), nn.Linear(32, 16), ReadNoise(0.05)), 0, 1)
+    """
+
+    def __init__(self, std: float, direction: Literal["up", "down"] = "up") -> None:
+        super().__init__()
+        self.std = _at_least_0("std", std)
+        self.direction = chosen("direction", direction, {"up": "up", "down": "down"})
+
+    def extra_repr(self) -> str:
+        return f"std={self.std}, {self.direction}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._read(x) if self.direction == "up" else x
+
+    def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self(x)
+
+    def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self(x)
+
+    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
+        return self._read(y) if self.direction == "down" else y
+
+    def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
+        return []
+
+    def _read(self, sums: Tensor) -> Tensor:
+        return sums * torch.randn_like(sums).mul_(self.std).add_(1)
+
+
+def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
+    """Noise on everything that neurons read: of the input, of each other, up and down.
+
+    Args:
+        model: changed in place.
+        std: of the factor that a sum is multiplied by, drawn anew in every read; 0 or more. 0 takes the noise off.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: std is below 0.
+        TypeError: std is no number.
+
+    Example:
+        >>> model = add_read_noise(convert(net), 0.05)
+    """
+    std = _at_least_0("std", std)
+    model.stem = _noisy(model.stem, std, ("up",))
+    for connection in model.connections:
+        assert isinstance(connection, Connection)
+        connection.module = _noisy(connection.module, std, ("down", "up"))
+    return model
+
+
+def _noisy(module: nn.Module, std: float, directions: Sequence[Literal["up", "down"]]) -> nn.Module:
+    """The module with noise of this strength in place of what it had."""
+    own = list(module) if type(module) is nn.Sequential else [module]
+    own = [m for m in own if not isinstance(m, ReadNoise)]
+    if std > 0:
+        own = [*(ReadNoise(std, "down") for d in directions if d == "down"), *own, ReadNoise(std)]
+    return own[0] if len(own) == 1 else nn.Sequential(*own)
+
+
+def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0) -> ConvergentNetwork:
+    """Gives every neuron a threshold of its own, off by a fixed factor, as fabrication does.
+
+    A threshold is multiplied by exp(std * N(0, 1)). The thresholds are buffers of the layers, so the `state_dict`
+    keeps them; a model that is to load them needs the same call first.
+
+    Args:
+        model: changed in place.
+        x: an input, `[B, ...]`, which tells the number of neurons.
+        std: of the factor's logarithm; 0 or more. 0.05 is five per cent.
+        seed: of the factors.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: std is below 0, or thresholds are trained.
+        TypeError: std is no number.
+
+    Example:
+        >>> model = add_mismatch(convert(net), x, 0.05)
+    """
+    std = _at_least_0("std", std)
+    with torch.no_grad():
+        shapes = model.system(x[:1] if not model.time_varying else x).shapes
+    drawn = torch.Generator().manual_seed(seed)
+    layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+    if trained := [l for l, layer in enumerate(layers) if isinstance(layer.threshold, nn.Parameter)]:
+        raise ValueError(f"the thresholds of layer {trained[0]} are trained; mismatch is for thresholds that stay")
+    for layer, shape in zip(layers, shapes, strict=True):
+        factor = torch.randn(1, *shape, generator=drawn).mul_(std).exp_().to(layer.threshold)
+        layer.threshold = layer.threshold * factor
+    return model
+
+
+def _at_least_0(what: str, value: float) -> float:
+    value = finite_number(what, value)
+    if value < 0:
+        raise ValueError(f"{what} is {value}; expected 0 or more")
+    return value
+
+
+def _itself(module: ReadNoise) -> ReadNoise:
+    return module
+
+
+register_linear(ReadNoise, _itself)
