@@ -44,7 +44,8 @@ def compare(
     """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
 
     Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds per
-    epoch, peak memory above the start and spikes per inference. Ctrl-C keeps what has finished.
+    epoch, peak memory above the start, spikes per inference and operations per trained image. Ctrl-C keeps what
+    has finished.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -130,6 +131,7 @@ def _comparison_rows(results: "Sequence[Result]") -> list[list[str]]:
     rows = []
     for name, own in by_contender(results).items():
         spikes = [r.spikes for r in own if r.spikes is not None]
+        operations = [r.operations for r in own if r.operations is not None]
         rows.append(
             [
                 name if all(r.finished for r in own) else f"{name} (not finished)",
@@ -137,6 +139,7 @@ def _comparison_rows(results: "Sequence[Result]") -> list[list[str]]:
                 f"{mean(sum(r.seconds) / len(r.seconds) for r in own):.2f}",
                 f"{mean(r.peak_memory_mb for r in own):.0f} MB",
                 f"{mean(spikes):,.0f}" if spikes else "-",
+                f"{mean(operations) / 1e6:,.2f} M" if operations else "-",
             ]
         )
     return rows
@@ -146,7 +149,8 @@ def _table(rows: "list[list[str]]") -> object:
     from rich.table import Table
 
     table = Table()
-    for heading in ("", "test accuracy", "s / epoch", "peak memory above start", "spikes / inference"):
+    headings = "test accuracy", "s / epoch", "peak memory above start", "spikes / inference"
+    for heading in ("", *headings, "operations / image trained"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
         table.add_row(*row)

@@ -37,6 +37,8 @@ def test_two_runs_and_two_seeds(tmp_path):
     memory = table.groupby("contender").peak_memory_mb.mean()
     assert memory["EP"] < memory["BPTT"]  # which keeps 25 steps
     assert (table.spikes_per_inference > 0).all()
+    operations = table.groupby("contender").operations_per_trained_image.mean()
+    assert 0 < operations["EP"] < operations["BPTT"]
     assert {"torch", "snntorch", "ep-plugin", "written", "lr", "epochs"} <= set(table.columns)
     history = pd.read_csv(tmp_path / "run-2" / "history.csv")
     assert list(history.epoch) == [1, 1, 1, 1]

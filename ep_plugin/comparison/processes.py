@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -79,6 +80,7 @@ def _fit(contender: str, seed: int, settings: ComparisonSettings, sender: Pipe) 
     import lightning as L
     import torch
 
+    from ep_plugin.analysis.operations import count_operations
     from ep_plugin.conversion import ConversionWarning, convert
     from ep_plugin.lightning.module import BPTTLightningModule, EPLightningModule
     from ep_plugin.memory import peak_memory, reset_peak_memory
@@ -127,5 +129,12 @@ def _fit(contender: str, seed: int, settings: ComparisonSettings, sender: Pipe) 
     )
     # No choice is made by these curves, so the test images may stand in for the validation.
     trainer.fit(task, data.train_dataloader(), data.test_dataloader())
+    x, y = next(iter(data.test_dataloader()))
+    with suppress(ValueError):  # a module that is not known is not counted
+        if isinstance(task, EPLightningModule):
+            counts = count_operations(task.model, x, y)
+        else:
+            counts = count_operations(net, x, y, num_steps=settings.num_steps)
+        result.operations = counts.training.synaptic_operations + counts.training.multiply_adds
     result.finished = True
     sender.send(asdict(result))

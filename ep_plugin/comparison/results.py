@@ -21,7 +21,8 @@ class Result:
     """Figures of one contender and seed. Lists have one entry per epoch; seconds are of training alone.
 
     `peak_memory_mb` is the process's highest memory in training above what it was before the first
-    step; `spikes` the mean number of spikes of the whole net in one inference (None: graded).
+    step; `spikes` the mean number of spikes of the whole net in one inference (None: graded); `operations` the synaptic
+    operations and multiply-adds of a training step per image, of the trained net (None: a module is not known).
     """
 
     contender: str
@@ -30,6 +31,7 @@ class Result:
     seconds: list[float] = field(default_factory=list)
     peak_memory_mb: float = 0.0
     spikes: float | None = None
+    operations: float | None = None
     finished: bool = False
 
     def row(self) -> dict[str, Any]:
@@ -41,6 +43,7 @@ class Result:
             "seconds_per_epoch": sum(self.seconds) / len(self.seconds),
             "peak_memory_mb": self.peak_memory_mb,
             "spikes_per_inference": self.spikes,
+            "operations_per_trained_image": self.operations,
         }
 
 
