@@ -1,5 +1,6 @@
 """Where the time of a training step goes: phase by phase, and in each phase layer by layer."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,12 +16,34 @@ from ep_plugin.validation import count
 Place = tuple[str, ...]
 
 _IDLE = nullcontext()
-_active: "_Recorder | None" = None  # set within `profile` alone
+
+
+class _Local(threading.local):
+    recorder: "_Recorder | None" = None  # set within `profile` and `carried_on` alone
+
+
+_active = _Local()  # what another thread trains meanwhile is no part of this one's profile
 
 
 def section(name: str) -> AbstractContextManager[None]:
     """Marks a part of the work under its name. Costs next to nothing unless a profile is being taken."""
-    return _IDLE if _active is None else _active.section(name)
+    recorder = _active.recorder
+    return _IDLE if recorder is None else recorder.section(name)
+
+
+def recorder() -> "_Recorder | None":
+    """What takes the profile of this thread; None where none is being taken."""
+    return _active.recorder
+
+
+@contextmanager
+def carried_on(by: "_Recorder | None") -> Iterator[None]:
+    """In which the profile goes on that another thread has begun: of a GPU autograd runs backward passes in its own."""
+    before, _active.recorder = _active.recorder, by
+    try:
+        yield
+    finally:
+        _active.recorder = before
 
 
 @dataclass(frozen=True)
@@ -102,28 +125,18 @@ def profile(
 
     step()
     plain = [_timed(step) for _ in range(repeats)]
-    recorder = _Recorder(x.device)
-    with _recording(recorder):
+    if recorder() is not None:
+        raise RuntimeError("a profile is being taken already; expected one at a time in a thread")
+    taken = _Recorder(x.device)
+    with carried_on(by=taken):
         total = sum(_timed(step) for _ in range(repeats))
-    return Profile(tuple(recorder.parts(repeats, total)), median(plain), total / repeats)
+    return Profile(tuple(taken.parts(repeats, total)), median(plain), total / repeats)
 
 
 def _timed(step: Callable[[], None]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-@contextmanager
-def _recording(recorder: "_Recorder") -> Iterator[None]:
-    global _active
-    if _active is not None:
-        raise RuntimeError("a profile is being taken already; expected one at a time")
-    _active = recorder
-    try:
-        yield
-    finally:
-        _active = None
 
 
 class _Recorder:

@@ -1,6 +1,7 @@
 """The profile times every part, names every phase and layer, and changes nothing."""
 
 import itertools
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +59,7 @@ def test_every_call_of_every_part_is_timed(name, clock):
     sections = sum(part.calls for part in result.parts if part.phase != "other")
     assert result.profiled == 2 * sections + 1
     assert result.seconds == 1  # nothing but the step itself reads the clock, where no profile is taken
-    assert profiling._active is None
+    assert profiling.recorder() is None
 
 
 def test_a_profile_changes_no_gradient_and_survives_an_error():
@@ -71,7 +72,53 @@ def test_a_profile_changes_no_gradient_and_survives_an_error():
         ep.profile(model, torch.rand(5, 3, 8, 8), y, repeats=1)
     with pytest.raises(ValueError, match="repeats is 0"):
         ep.profile(model, x, y, repeats=0)
-    assert profiling._active is None
+    assert profiling.recorder() is None
+
+
+def test_another_thread_s_training_is_no_part_of_a_profile():
+    """And neither changes a gradient of the other: each is what it is alone."""
+    torch.manual_seed(0)
+    profiled, trained = ep.convert(small_convolutional()), ep.convert(small_convolutional())
+    x, y = torch.rand(5, 1, 8, 8), torch.randint(10, (5,))
+
+    def gradients(model):
+        return torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+
+    alone = ep.profile(profiled, x, y, repeats=3).parts
+    expected = [p.grad.clone() for p in profiled.parameters()], gradients(trained)
+    running, done, meanwhile = threading.Event(), threading.Event(), []
+
+    def train():
+        while not done.is_set():
+            meanwhile[:] = gradients(trained)
+            running.set()
+
+    other = threading.Thread(target=train)
+    other.start()
+    try:
+        running.wait(60)
+        parts = ep.profile(profiled, x, y, repeats=3).parts
+    finally:
+        done.set()
+        other.join()
+    assert [(p.phase, p.name, p.calls) for p in parts] == [(p.phase, p.name, p.calls) for p in alone]
+    for found, wanted in zip(([p.grad for p in profiled.parameters()], meanwhile), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_backward_pass_in_a_thread_of_its_own_is_part_of_the_profile_of_its_forward_pass():
+    """As autograd's are, of a GPU."""
+    model, x, y = ep.convert(small_convolutional()), torch.rand(5, 1, 8, 8), torch.randint(10, (5,))
+
+    def loss(output, target):
+        value = F.cross_entropy(output, target)
+        apart = threading.Thread(target=lambda: value.backward(retain_graph=True))
+        apart.start()
+        apart.join()
+        return value.detach().requires_grad_()
+
+    parts = ep.profile(model, x, y, loss, repeats=2).parts
+    assert {"nudged phases", "contrast"} <= {part.name for part in parts}  # within the loss
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation
 from ep_plugin.dynamics.system import System
+from ep_plugin.profiling import carried_on, recorder
 from ep_plugin.validation import require_finite
 
 Gradients = Callable[[Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]]
@@ -40,7 +41,7 @@ class GradientEstimator(Protocol):
 
 def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> tuple[Tensor, ...]:
     """The outputs, on autograd's graph: `gradients` is called when the backward pass comes."""
-    return _Node.apply(_Call(tuple(outputs), gradients, system.names()), *system.values.flat())
+    return _Node.apply(_Call(tuple(outputs), gradients, system.names(), recorder()), *system.values.flat())
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class _Call:
     outputs: tuple[Tensor, ...]
     gradients: Gradients
     names: list[str]
+    recorder: Any  # of the profile that the forward pass was part of
 
 
 class _Node(torch.autograd.Function):
@@ -64,7 +66,9 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # an error if a value has been changed in place since the forward pass
         _, *needed = ctx.needs_input_grad
-        found = [g if n else None for g, n in zip(ctx.call.gradients(grads, needed), needed, strict=True)]
+        with carried_on(ctx.call.recorder):
+            gradients = ctx.call.gradients(grads, needed)
+        found = [g if n else None for g, n in zip(gradients, needed, strict=True)]
         if not grads[0].is_meta and bool(torch.stack([g.sum() for g in grads]).isfinite().all()):
             named = [(g, name) for g, name in zip(found, ctx.call.names, strict=True) if g is not None]
             require_finite("the gradient", [g for g, _ in named], [name for _, name in named])
