@@ -9,9 +9,10 @@ import typer
 from ep_plugin import cli_compare, cli_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rich.console import Console
+    from torch import Tensor
     from torch.nn import Module
 
     from ep_plugin.analysis.diagnosis import Diagnosis
@@ -68,6 +69,7 @@ def profile(
 
     from ep_plugin.conversion import ConversionWarning, convert
     from ep_plugin.models import REFERENCE_NETS
+    from ep_plugin.out_of_memory import in_a_batch_of
     from ep_plugin.profiling import profile as measure
     from ep_plugin.validation import chosen, count
 
@@ -77,8 +79,8 @@ def profile(
         count("batch_size", batch_size)
         gradient = chosen("estimator", estimator, _estimators())
         network = convert(make(), encoder=cast("EncoderName", encoder), estimator=gradient())
-        x, y = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with in_a_batch_of(batch_size), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            x, y = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
             result = measure(network, x, y, repeats=repeats)
     except (ValueError, TypeError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
@@ -133,6 +135,7 @@ def check(
     from ep_plugin.analysis.diagnosis import diagnose
     from ep_plugin.loading import load_net, random_batch
     from ep_plugin.network import ConvergentNetwork
+    from ep_plugin.out_of_memory import in_a_batch_of
     from ep_plugin.validation import count, input_shape
 
     console = Console()
@@ -148,8 +151,10 @@ def check(
                 "the input changes over time, in a number of steps that the net does not tell; give its shape without "
                 "the batch, with the steps where it has them: --shape 10,28,28"
             )
-        x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
-        found = diagnose(model, x, y, original=None if model is given else given)
+        inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
+        with in_a_batch_of(batch_size):
+            x, y = random_batch(model, inputs, batch_size)
+            found = diagnose(model, x, y, original=None if model is given else given)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
@@ -196,9 +201,8 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
 ) -> None:
     """Measure the test error of a network that comes trained with the package."""
-    import torch
-
     from ep_plugin.lightning import data
+    from ep_plugin.out_of_memory import in_a_batch_of
     from ep_plugin.trained import PRETRAINED, pretrained
     from ep_plugin.validation import chosen
 
@@ -206,21 +210,31 @@ def evaluate(
         images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
         images.setup()
         model = pretrained(name)
+        with in_a_batch_of(batch_size):
+            wrong, spikes, seen = _tested(model, images.test_dataloader())
     except (ValueError, TypeError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
-    wrong = spikes = seen = 0.0
+    typer.echo(
+        f"{name}: test error {100 * wrong / seen:.2f} % of {seen:,.0f} images, {spikes / seen:,.0f} spikes per "
+        f"inference, readout from the {model.observe}s"
+    )
+
+
+def _tested(model: "ConvergentNetwork", batches: "Iterable[Sequence[Tensor]]") -> tuple[float, float, int]:
+    """How many images were taken for another class, how many spikes that took, and of how many images."""
+    import torch
+
+    wrong = spikes = 0.0
+    seen = 0
     with torch.no_grad():
-        for x, y in images.test_dataloader():
+        for x, y in batches:
             output, equilibrium = model(x, return_equilibrium=True)
             wrong += (output.argmax(1) != y).sum().item()
             assert equilibrium.spikes is not None  # none of these networks is graded
             spikes += equilibrium.spikes.sum().item()
             seen += len(y)
-    typer.echo(
-        f"{name}: test error {100 * wrong / seen:.2f} % of {seen:,.0f} images, {spikes / seen:,.0f} spikes per "
-        f"inference, readout from the {model.observe}s"
-    )
+    return wrong, spikes, seen
 
 
 _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}

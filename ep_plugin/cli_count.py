@@ -39,6 +39,7 @@ def count(
     from ep_plugin.analysis.operations import count_operations
     from ep_plugin.loading import load_net, random_batch
     from ep_plugin.network import ConvergentNetwork
+    from ep_plugin.out_of_memory import in_a_batch_of
     from ep_plugin.validation import count as whole
     from ep_plugin.validation import input_shape
 
@@ -48,10 +49,12 @@ def count(
         torch.manual_seed(0)
         given = load_net(net)
         model = given if isinstance(given, ConvergentNetwork) else _converted(given)
-        x, y = random_batch(model.eval(), input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
-        counts = {"EP": count_operations(model, x, y)}
-        if model is not given:
-            counts |= _through_time(given, x, num_steps)
+        inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
+        with in_a_batch_of(batch_size):
+            x, y = random_batch(model.eval(), inputs, batch_size)
+            counts = {"EP": count_operations(model, x, y)}
+            if model is not given:
+                counts |= _through_time(given, x, num_steps)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from ep_plugin.comparison.results import Result
 from ep_plugin.comparison.settings import ComparisonSettings
+from ep_plugin.out_of_memory import in_a_batch_of
 
 OnEpoch = Callable[[Result], None]
 
@@ -60,7 +61,8 @@ def _report(contender: str, seed: int, settings: ComparisonSettings, sender: Pip
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
-        _fit(contender, seed, settings, sender)
+        with in_a_batch_of(settings.batch_size):
+            _fit(contender, seed, settings, sender)
     except (ValueError, TypeError) as error:  # of the settings or the net
         sender.send(ValueError(f"{contender}: {error}"))
     except Exception as error:  # in words, as not every error can be sent

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import ep_plugin
 from ep_plugin.conversion import ConversionWarning
 from ep_plugin.lightning.checkpoints import read, require_fitting
+from ep_plugin.out_of_memory import is_out_of_memory, too_large
 
 
 class _Parser(LightningArgumentParser):
@@ -64,6 +65,10 @@ class _CommandLine(LightningCLI):
             if not _ours(error):
                 raise  # of the user's own code, which its traceback finds
             _stop(error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _stop(too_large(getattr(self.datamodule, "batch_size", None), "--data.init_args.batch_size"))
 
 
 _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
