@@ -6,6 +6,7 @@ prints what was drawn and what was discarded. A failure names its seed; the same
 EP_PLUGIN_SEED=<seed> before that line.
 """
 
+import math
 import os
 import random
 from collections import Counter
@@ -14,7 +15,7 @@ from itertools import product
 import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from linear.cases import CASES
 from random_networks import ACTIVATION_KINDS, LOSSES, Problem, problems
 
@@ -107,6 +108,11 @@ def difference(problem: Problem, exact) -> tuple[float, float] | None:
     return expected.item(), ((values[0] - values[1]) / (2 * EPSILON)).item()
 
 
+def weakest(model) -> float:
+    """How much of the highest layer's nudge feedback brings to the lowest one."""
+    return math.prod(model.settings.between(max(model.levels)))
+
+
 def unit(t):
     return t / t.norm().clamp_min(1e-30)
 
@@ -136,6 +142,9 @@ def check(problem: Problem, counts: Counter) -> None:
     counts["error"] = max(counts["error"], error)
     assert error <= MOST, f"deviations: {error:.1e}"
     counts["checked"] += 1
+    counts["of these without a gradient before the readout"] += not any(
+        g.any() for g in exact[: 1 + 2 * len(model.driven)]
+    )
     counts.update(k for k, n in problem.kinds.items() if n)
     full = ep.FullPhaseEP(FULL_BETA, steps)
     for layer in model.layers:  # full phases learn no threshold without a potential
@@ -145,8 +154,10 @@ def check(problem: Problem, counts: Counter) -> None:
         counts["without full phases, near a kink of their larger nudge"] += 1
         return
     exact = gradients(problem, ep.ImplicitDifferentiation())
-    # The difference of whole states over beta leaves 1e-16 / beta / feedback^levels, also where the gradient is zero.
-    error = worst(gradients(problem, full), exact, zero=1e-5)
+    # The difference of whole states over beta leaves their rounding, 1e-15, over what reaches the lowest level of beta:
+    # also where the gradient is zero. That is told from an error only above it.
+    rounding = 1e-15 / (FULL_BETA * weakest(model))
+    error = worst(gradients(problem, full), exact, zero=max(1e-5, rounding / MOST))
     counts["error of full phases"] = max(counts["error of full phases"], error)
     assert error <= MOST, f"full phases: {error:.1e}"
     counts["full phases too"] += 1
@@ -159,20 +170,19 @@ def check_many(draws: int, seed: int) -> Counter:
 
     @hypothesis.seed(seed)
     @settings(
-        max_examples=draws, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
+        max_examples=draws,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=[Phase.generate],  # they are small, and a smaller one takes minutes to find
+        suppress_health_check=list(HealthCheck),
     )
     @hypothesis.given(problems())
     def each(problem):
         name = repr(problem)
-        # Hypothesis varies a draw's numbers before it makes another; and after a failure it looks for a smaller one.
-        if name in seen and not counts["failures"]:
-            return
-        try:
+        if name not in seen:  # hypothesis varies a draw's numbers before it makes another
             check(problem, counts)
-        except AssertionError:
-            counts["failures"] += 1
-            raise
-        seen.add(name)
+            seen.add(name)
 
     try:
         each()
