@@ -128,7 +128,7 @@ def check(problem: Problem, counts: Counter) -> None:
     model.relaxation = ep.Relaxation(600, tolerance=1e-14)
     settled = model.free_phase(problem.x)
     counted("discarded: not settled", settled.residual.max() < 1e-12)
-    steps = settled.steps + 40
+    steps = settled.steps + 16
     model.estimator = ep.EquilibriumPropagation(BETA, steps, "symmetric")
     reached = reach(problem, settled.traces)
     counted("discarded: near a kink", reached >= BETA)
@@ -147,13 +147,14 @@ def check(problem: Problem, counts: Counter) -> None:
     )
     counts.update(k for k, n in problem.kinds.items() if n)
     full = ep.FullPhaseEP(FULL_BETA, steps)
-    for layer in model.layers:  # full phases learn no threshold without a potential
-        if layer.activation.potential is None:
-            layer.threshold.requires_grad_(False)
     if reached < FULL_BETA:
         counts["without full phases, near a kink of their larger nudge"] += 1
         return
-    exact = gradients(problem, ep.ImplicitDifferentiation())
+    leaves = [t for t in (problem.x, *model.parameters()) if t.requires_grad]
+    for layer in model.layers:  # full phases learn no threshold without a potential
+        if layer.activation.potential is None:
+            layer.threshold.requires_grad_(False)
+    exact = [g for g, t in zip(exact, leaves, strict=True) if t.requires_grad]
     # The difference of whole states over beta leaves their rounding, 1e-15, over what reaches the lowest level of beta:
     # also where the gradient is zero. That is told from an error only above it.
     rounding = 1e-15 / (FULL_BETA * weakest(model))
