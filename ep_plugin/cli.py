@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin import cli_compare, cli_count
+from ep_plugin.quiet import without_foreign_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +32,9 @@ app = typer.Typer(
 
 
 @app.callback()
-def commands() -> None:
+def commands(context: typer.Context) -> None:
     """Equilibrium propagation for spiking networks of snnTorch and Norse."""
+    context.with_resource(without_foreign_notes())
 
 
 app.command()(cli_compare.compare)

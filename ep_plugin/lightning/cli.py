@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import ep_plugin
 from ep_plugin.conversion import ConversionWarning
 from ep_plugin.lightning.checkpoints import read, require_fitting
+from ep_plugin.lightning.ending import ending, stopped
+from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
+from ep_plugin.quiet import without_foreign_notes
 
 
 class _Parser(LightningArgumentParser):
@@ -30,6 +34,10 @@ class _CommandLine(LightningCLI):
         parser = super().init_parser(**kwargs)
         parser.__class__ = _Parser  # Lightning makes no room for another class
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self._given = list(args)[1:]  # after the subcommand
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         if path := self._checkpoint(self.config):  # Lightning reads its settings before anything is made
@@ -50,6 +58,13 @@ class _CommandLine(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             _stop(_reason(error))
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        given = config.get("callbacks") or []
+        own = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
+        if config.get("enable_progress_bar") is None and not own and not sys.stdout.isatty():
+            config["enable_progress_bar"] = False  # a bar means nothing in a file
+        return super()._instantiate_trainer(config, callbacks)
+
     def _set_seed(self) -> None:
         try:
             super()._set_seed()
@@ -60,6 +75,9 @@ class _CommandLine(LightningCLI):
         try:
             if path := self._checkpoint(self.config):
                 require_fitting(path, self.model)
+            if not any(getattr(keeper, "monitor", None) for keeper in self.trainer.checkpoint_callbacks):
+                # What is not taken over is which checkpoint was the best, and none is looked for.
+                warnings.filterwarnings("ignore", message="The dirpath has changed from")
             super()._run_subcommand(subcommand)
         except (ValueError, TypeError, FloatingPointError) as error:
             if not _ours(error):
@@ -69,6 +87,22 @@ class _CommandLine(LightningCLI):
             if not is_out_of_memory(error):
                 raise
             _stop(too_large(getattr(self.datamodule, "batch_size", None), "--data.init_args.batch_size"))
+
+    def fit(self, **options: Any) -> None:
+        """The trainer's, which ends with a line that tells how to go on."""
+        stopping = Stopping()
+        self.trainer.callbacks.append(stopping)  # type: ignore[attr-defined]
+        try:
+            with stopping.listening(self.trainer):
+                self.trainer.fit(**options)
+        except (SystemExit, KeyboardInterrupt):
+            if stopping.signal is None:
+                raise
+            if self.trainer.is_global_zero:
+                print(stopped(self.trainer, self._given, stopping.checkpoint), file=sys.stderr)
+            raise SystemExit(128 + stopping.signal) from None
+        if self.trainer.is_global_zero:
+            print(ending(self.trainer, self._given))
 
 
 _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
@@ -123,7 +157,8 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: 2 if an argument or a setting is wrong, with a message that says which.
     """
-    from_arguments([subcommand, *arguments], run=True)
+    with without_foreign_notes():
+        from_arguments([subcommand, *arguments], run=True)
 
 
 def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
