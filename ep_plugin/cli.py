@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin import cli_compare, cli_count
+from ep_plugin.progress import track, working
 from ep_plugin.quiet import without_foreign_notes
 
 if TYPE_CHECKING:
@@ -66,14 +67,15 @@ def profile(
     """
     import warnings
 
-    import torch
-    from rich.console import Console
+    with working("Loading"):
+        import torch
+        from rich.console import Console
 
-    from ep_plugin.conversion import ConversionWarning, convert
-    from ep_plugin.models import REFERENCE_NETS
-    from ep_plugin.out_of_memory import in_a_batch_of
-    from ep_plugin.profiling import profile as measure
-    from ep_plugin.validation import chosen, count
+        from ep_plugin.conversion import ConversionWarning, convert
+        from ep_plugin.models import REFERENCE_NETS
+        from ep_plugin.out_of_memory import in_a_batch_of
+        from ep_plugin.profiling import profile as measure
+        from ep_plugin.validation import chosen, count
 
     warnings.filterwarnings("ignore", category=ConversionWarning)
     try:
@@ -81,7 +83,8 @@ def profile(
         count("batch_size", batch_size)
         gradient = chosen("estimator", estimator, _estimators())
         network = convert(make(), encoder=cast("EncoderName", encoder), estimator=gradient())
-        with in_a_batch_of(batch_size), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+        with in_a_batch_of(batch_size), autocast, working("Measuring"):
             x, y = torch.rand(batch_size, *shape), torch.randint(10, (batch_size,))
             result = measure(network, x, y, repeats=repeats)
     except (ValueError, TypeError) as error:
@@ -131,14 +134,15 @@ def check(
     that is converted already (ep_plugin.convert) keeps its settings; any other is converted with the default
     ones.
     """
-    import torch
-    from rich.console import Console
+    with working("Loading"):
+        import torch
+        from rich.console import Console
 
-    from ep_plugin.analysis.diagnosis import diagnose
-    from ep_plugin.loading import load_net, random_batch
-    from ep_plugin.network import ConvergentNetwork
-    from ep_plugin.out_of_memory import in_a_batch_of
-    from ep_plugin.validation import count, input_shape
+        from ep_plugin.analysis.diagnosis import diagnose
+        from ep_plugin.loading import load_net, random_batch
+        from ep_plugin.network import ConvergentNetwork
+        from ep_plugin.out_of_memory import in_a_batch_of
+        from ep_plugin.validation import count, input_shape
 
     console = Console()
     try:
@@ -154,9 +158,9 @@ def check(
                 "the batch, with the steps where it has them: --shape 10,28,28"
             )
         inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
-        with in_a_batch_of(batch_size):
+        with in_a_batch_of(batch_size), working("Checking") as next_is:
             x, y = random_batch(model, inputs, batch_size)
-            found = diagnose(model, x, y, original=None if model is given else given)
+            found = diagnose(model, x, y, original=None if model is given else given, on_part=next_is)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
@@ -203,17 +207,19 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
 ) -> None:
     """Measure the test error of a network that comes trained with the package."""
-    from ep_plugin.lightning import data
-    from ep_plugin.out_of_memory import in_a_batch_of
-    from ep_plugin.trained import PRETRAINED, pretrained
-    from ep_plugin.validation import chosen
+    with working("Loading"):
+        from ep_plugin.lightning import data
+        from ep_plugin.out_of_memory import in_a_batch_of
+        from ep_plugin.trained import PRETRAINED, pretrained
+        from ep_plugin.validation import chosen
 
     try:
-        images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
-        images.setup()
-        model = pretrained(name)
+        with working("Reading the images"):
+            images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
+            images.setup()
+            model = pretrained(name)
         with in_a_batch_of(batch_size):
-            wrong, spikes, seen = _tested(model, images.test_dataloader())
+            wrong, spikes, seen = _tested(model, track(images.test_dataloader(), "Testing"))
     except (ValueError, TypeError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
@@ -261,7 +267,8 @@ def test(context: typer.Context) -> None:
 
 
 def _lightning(subcommand: str, context: typer.Context) -> None:
-    from ep_plugin.lightning import cli
+    with working("Loading"):
+        from ep_plugin.lightning import cli
 
     cli.run(subcommand, context.args)
 

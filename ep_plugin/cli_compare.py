@@ -1,9 +1,12 @@
 """`ep-plugin compare`: one net trained by EP and by BPTT."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+from ep_plugin.progress import working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,18 +50,16 @@ def compare(
     epoch, peak memory above the start, spikes per inference and operations per trained image. Ctrl-C keeps what
     has finished.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    with working("Loading"):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ep_plugin.comparison import CONTENDERS, Comparison, ComparisonSettings, Result
+        from ep_plugin.comparison import CONTENDERS, Comparison, ComparisonSettings, Result
 
     _terminate_as_interrupt()
     console, failed = Console(), 0
-    with Progress(
-        TextColumn("{task.description:5}"), BarColumn(), TextColumn("epoch {task.completed}/{task.total}"),
-        TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn(), console=console,
-    ) as progress:  # fmt: skip
-        try:
+    try:
+        with working("Reading the images and the net"):
             settings = ComparisonSettings(
                 data,
                 data_dir,
@@ -71,10 +72,13 @@ def compare(
                 net=net,
             )
             comparison = Comparison(settings, output_dir)
-        except (ValueError, TypeError) as error:
-            progress.stop()
-            typer.echo(f"ep-plugin: {error}", err=True)
-            raise typer.Exit(2) from None
+    except (ValueError, TypeError) as error:
+        typer.echo(f"ep-plugin: {error}", err=True)
+        raise typer.Exit(2) from None
+    with Progress(
+        TextColumn("{task.description:5}"), BarColumn(), TextColumn("epoch {task.completed}/{task.total}"),
+        TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn(), console=console, disable=not sys.stdout.isatty(),
+    ) as progress:  # fmt: skip
         tasks = {name: progress.add_task(name, total=epochs * seeds, accuracy="", start=False) for name in CONTENDERS}
 
         def on_epoch(result: Result) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ep_plugin.progress import working
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -34,14 +36,15 @@ def count(
     not 0 than of most images; for inputs of your own: ep_plugin.count_operations(model, x, y). A net that is
     converted already is counted alone.
     """
-    import torch
+    with working("Loading"):
+        import torch
 
-    from ep_plugin.analysis.operations import count_operations
-    from ep_plugin.loading import load_net, random_batch
-    from ep_plugin.network import ConvergentNetwork
-    from ep_plugin.out_of_memory import in_a_batch_of
-    from ep_plugin.validation import count as whole
-    from ep_plugin.validation import input_shape
+        from ep_plugin.analysis.operations import count_operations
+        from ep_plugin.loading import load_net, random_batch
+        from ep_plugin.network import ConvergentNetwork
+        from ep_plugin.out_of_memory import in_a_batch_of
+        from ep_plugin.validation import count as whole
+        from ep_plugin.validation import input_shape
 
     try:
         sizes = None if shape is None else _sizes(shape)
@@ -50,7 +53,7 @@ def count(
         given = load_net(net)
         model = given if isinstance(given, ConvergentNetwork) else _converted(given)
         inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
-        with in_a_batch_of(batch_size):
+        with in_a_batch_of(batch_size), working("Counting"):
             x, y = random_batch(model.eval(), inputs, batch_size)
             counts = {"EP": count_operations(model, x, y)}
             if model is not given:

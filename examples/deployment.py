@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ep_plugin as ep
+from ep_plugin.progress import track
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"mnist-2c2fc": ep.MNISTDataModule, "fashion-mnist-2c2fc": ep.FashionMNISTDataModule}
@@ -74,7 +75,7 @@ def main(
         through = {t: ep.to_snntorch(model, t, feedback=True, input_shape=(1, 28, 28)) for t in longer}
         wrong = {loop: torch.zeros(len(own)) for loop, (_, own) in loops.items()}
         wrong[FEEDBACK] = torch.zeros(len(longer))
-        for x, y in data.test_dataloader():
+        for x, y in track(data.test_dataloader(), name):
             with torch.no_grad():
                 settled += int((model(x).argmax(1) != y).sum())
                 found = [int((net(x).argmax(1) != y).sum()) for net in through.values()]
@@ -82,8 +83,6 @@ def main(
             for loop, (net, own) in loops.items():
                 wrong[loop] += errors(net, x, y, own)
             seen += len(x)
-            if seen % 1000 == 0:
-                print(name, f"{seen:,} images", flush=True)
         rows.append({"network": name, "loop": "settled", "steps": None, "test_error": 100 * settled / seen})
         for loop, own in [*((loop, own) for loop, (_, own) in loops.items()), (FEEDBACK, longer)]:
             rows += [

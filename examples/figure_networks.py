@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import ep_plugin as ep
 from ep_plugin.models import convolutional_2c2fc
+from ep_plugin.progress import track
 
 LAYERS = {
     "stem.0.weight": "conv 1",
@@ -78,7 +79,7 @@ def batches(data: ep.MNISTDataModule, count: int) -> Iterator[tuple[Tensor, Tens
 def train(model: ep.ConvergentNetwork, data: ep.MNISTDataModule, count: int) -> Iterator[int]:
     """Trains for so many batches; yields the number of each when it is done."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for n, (x, y) in enumerate(batches(data, count), start=1):
+    for n, (x, y) in enumerate(track(batches(data, count), "Training", count), start=1):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -96,7 +97,7 @@ def gradients(model: ep.ConvergentNetwork, names: Iterable[str], images: Samples
     """Of each of the parameters, over all the images."""
     parameters = dict(model.named_parameters())
     wanted = [parameters[name] for name in names]
-    each = [torch.autograd.grad(F.cross_entropy(model(x), y), wanted) for x, y in images]
+    each = [torch.autograd.grad(F.cross_entropy(model(x), y), wanted) for x, y in track(images, "Gradients")]
     return [torch.stack(g).sum(0) for g in zip(*each, strict=True)]
 
 

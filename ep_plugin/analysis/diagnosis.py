@@ -105,6 +105,7 @@ def diagnose(
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     original: nn.Module | None = None,
+    on_part: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
     """How the network settles, how its gradient compares with BPTT's through settled states, what fires.
 
@@ -117,18 +118,23 @@ def diagnose(
         y: its targets.
         loss: of (output, y).
         original: what the network was converted from: its names are told, and what it has and the network lacks.
+        on_part: called with the name of each part of the examination when it begins.
 
     Raises:
         ValueError: as `ConvergentNetwork.forward`.
         TypeError: as `ConvergentNetwork.forward`.
     """
+    on_part("Looking for what is silent")
     silent = list(_about_what_is_silent(model, x, y, loss, original))
     if model.time_varying:
         x = x.mean(model.time_axis)
         model = model.variant(time_varying=False)
     reference, graded = settled(model, BackpropThroughTime()), model.variant(encoder="graded")
+    on_part("Letting it settle")
+    settling = _settling(model, graded, x)
+    on_part("Comparing gradients")
     found = Diagnosis(
-        settling=_settling(model, graded, x),
+        settling=settling,
         agreement=gradient_agreement(model, x, y, loss, reference),
         without_spikes=gradient_agreement(graded, x, y, loss, reference),
         activity=activity(model, x),

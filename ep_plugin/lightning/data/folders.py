@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images
+from ep_plugin.progress import track
 from ep_plugin.validation import count
 
 _MODES = {1: "L", 3: "RGB"}
@@ -98,8 +99,6 @@ class ImageFolderDataModule(ImageDataModule):
             return kept
 
         def images() -> Tensor:
-            from rich.progress import track
-
             read = torch.empty(len(files), self.channels, height, width, dtype=torch.uint8)
             for n, (file, _) in enumerate(track(files, f"Reading the {part} images")):
                 read[n] = _image(file, self.channels, self.size)
