@@ -9,6 +9,7 @@ import typer
 from ep_plugin import cli_compare, cli_count
 from ep_plugin.progress import track, working
 from ep_plugin.quiet import without_foreign_notes
+from ep_plugin.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ app = typer.Typer(
 def commands(context: typer.Context) -> None:
     """Equilibrium propagation for spiking networks of snnTorch and Norse."""
     context.with_resource(without_foreign_notes())
+    context.with_resource(terminated_as_interrupted())
 
 
 app.command()(cli_compare.compare)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin.progress import working
+from ep_plugin.signals import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,6 @@ def compare(
 
         from ep_plugin.comparison import CONTENDERS, Comparison, ComparisonSettings, Result
 
-    _terminate_as_interrupt()
     console, failed = Console(), 0
     try:
         with working("Reading the images and the net"):
@@ -99,7 +99,7 @@ def compare(
         except (ValueError, RuntimeError) as error:
             failed, said = 1 if isinstance(error, RuntimeError) else 2, str(error)
         except KeyboardInterrupt as error:
-            failed, said = 143 if isinstance(error, _Terminated) else 130, "interrupted"
+            failed, said = 143 if isinstance(error, Terminated) else 130, "interrupted"
 
     if rows := _comparison_rows(comparison.results):
         console.print(_table(rows))
@@ -109,21 +109,6 @@ def compare(
         typer.echo(f"ep-plugin: {said}{place}", err=True)
         raise typer.Exit(failed)
     console.print(f"Written to {comparison.directory}: comparison.csv, history.csv, comparison.png", style="dim")
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C stops in order, it does too."""
-
-
-def _terminate_as_interrupt() -> None:
-    import signal
-    import threading
-
-    def stop(*_: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
 
 
 def _comparison_rows(results: "Sequence[Result]") -> list[list[str]]:

@@ -65,8 +65,14 @@ def count(
         typer.echo(f"{name}\n{own}\n")
     if picture is not None:
         from ep_plugin import plots
+        from ep_plugin.files import whole as written_whole
 
-        plots.operations(counts).figure.savefig(picture, dpi=120)  # type: ignore[union-attr]
+        try:
+            with written_whole(picture) as part:
+                plots.operations(counts).figure.savefig(part, dpi=120)  # type: ignore[union-attr]
+        except ValueError as error:
+            typer.echo(f"ep-plugin: {error}", err=True)
+            raise typer.Exit(2) from None
         typer.echo(f"Written to {picture}")
 
 

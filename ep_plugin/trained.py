@@ -4,10 +4,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ep_plugin import saved
+from ep_plugin import files, saved
 from ep_plugin.conversion import ConversionWarning, convert
 from ep_plugin.dynamics.encoders import AdaptiveDelta, Bernoulli, Graded, PredictiveSigmaDelta, SigmaDelta
 from ep_plugin.dynamics.relaxation import Relaxation
@@ -15,7 +14,6 @@ from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
-from ep_plugin.files import whole
 from ep_plugin.models import convolutional_2c2fc
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
@@ -93,8 +91,7 @@ def save(model: ConvergentNetwork, net: dict[str, Any], path: Path, origin: dict
         raise ValueError(f"origin is {origin!r}; expected strings and numbers, which a file can hold")
     state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
     settings = {name: _plain(name, value) for name, value in vars(model.settings).items()}
-    with whole(path) as part:
-        torch.save({"net": net, "settings": settings, "state_dict": state, "origin": origin or {}}, part)
+    files.save({"net": net, "settings": settings, "state_dict": state, "origin": origin or {}}, path)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from csv import DictWriter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from ep_plugin.comparison.settings import ComparisonSettings
-from ep_plugin.files import whole
+from ep_plugin.files import origin, whole
 
 _COLOURS = {"EP": "#c44e52", "BPTT": "#4c72b0"}
 
@@ -56,14 +54,10 @@ def write(results: Sequence[Result], settings: ComparisonSettings, place: Path) 
     begun = [r for r in results if r.accuracy]
     if not begun:
         return
-    origin = {
-        **settings.plain(),
-        **{name: version(name) for name in ("ep-plugin", "torch", "snntorch")},
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    finished = [{**r.row(), **origin} for r in begun if r.finished]
+    told = {**settings.plain(), **origin()}
+    finished = [{**r.row(), **told} for r in begun if r.finished]
     history = [
-        {"contender": r.contender, "seed": r.seed, "epoch": e, "seconds": s, "test_accuracy": a, **origin}
+        {"contender": r.contender, "seed": r.seed, "epoch": e, "seconds": s, "test_accuracy": a, **told}
         for r in begun
         for e, (s, a) in enumerate(zip(r.seconds, r.accuracy, strict=True), start=1)
     ]

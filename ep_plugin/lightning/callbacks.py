@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
+from ep_plugin.files import append, require_writable
 from ep_plugin.lightning.module import EPLightningModule
 from ep_plugin.lightning.monitors import GradientMonitor
 from ep_plugin.validation import count
@@ -38,10 +39,11 @@ class RecordErrors(L.Callback):
     `loss` where outputs are no classes;
     `seconds` of training so far; `spikes` an inference; `cosine`, the least of any parameter's gradient with the exact
     one, where a `GradientMonitor` has looked; the number of `parameters`; the model's settings, and `steps` of its
-    free and nudged phase; `augmented`, `batch_size`, and the environment.
+    free and nudged phase; `optimizer`, its `lr` at the start and its `schedule`; `augmented`, `batch_size`, and the
+    environment.
 
     Raises:
-        ValueError: the directory cannot be made.
+        ValueError: the directory or the file cannot be written.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[RecordErrors("results.jsonl", "mnist")])
@@ -49,10 +51,7 @@ class RecordErrors(L.Callback):
 
     def __init__(self, path: str | Path, name: str) -> None:
         self.path, self.name = Path(path), name
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot make the directory of {self.path}: {error.strerror}") from error
+        require_writable(self.path.parent)
         self.started, self.seed, self.seconds = "", -1, 0.0
         self._running: float | None = None  # since when; None: the training's clock stands
         self._written: set[int] = set()
@@ -105,11 +104,11 @@ class RecordErrors(L.Callback):
             "seconds": round(self.seconds, 3),
             **_seen(trainer),
             **_model(pl_module),
+            **_optimizer(trainer, pl_module),
             **_data(trainer),
             **_environment(trainer),
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.path, json.dumps(line) + "\n")
 
     def _run(self) -> dict[str, Any]:
         """By which a run's lines are told from others'."""
@@ -216,6 +215,14 @@ def _model(module: L.LightningModule) -> dict[str, Any]:
     return known | {**module.model.settings.plain(), "steps": list(module.model.steps)}
 
 
+def _optimizer(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    known: dict[str, Any] = {"schedule": getattr(module, "schedule", None), "max_steps": trainer.max_steps}
+    for optimizer in trainer.optimizers[:1]:
+        first = optimizer.param_groups[0]
+        known |= {"optimizer": type(optimizer).__name__, "lr": first.get("initial_lr", first.get("lr"))}
+    return known
+
+
 def _data(trainer: L.Trainer) -> dict[str, Any]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     return {
@@ -235,4 +242,5 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ep_plugin": version("ep-plugin"),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import ep_plugin
 from ep_plugin.conversion import ConversionWarning
+from ep_plugin.files import CannotWrite, origin, require_writable, whole
+from ep_plugin.lightning import checkpoint_files, csv_files
 from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.stopping import Stopping
@@ -27,6 +29,11 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, *_: object) -> NoReturn:
         raise _Refused(_condensed(message))
+
+    def save(self, cfg: Any, path: Any, skip_none: bool = True, **options: Any) -> None:
+        """The copy beside the logs."""
+        with whole(Path(path)) as part:
+            super().save(cfg, str(part), skip_unset=skip_none, **options | {"overwrite": True})
 
 
 class _CommandLine(LightningCLI):
@@ -78,7 +85,19 @@ class _CommandLine(LightningCLI):
             if not any(getattr(keeper, "monitor", None) for keeper in self.trainer.checkpoint_callbacks):
                 # What is not taken over is which checkpoint was the best, and none is looked for.
                 warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            for place in _places(self.trainer):
+                require_writable(place)
+            csv_files.write_whole(self.trainer)
+            checkpoint_files.write_whole(self.trainer)
             super()._run_subcommand(subcommand)
+        except KeyboardInterrupt:
+            _interrupted()
+        except SystemExit as end:
+            if end.code == 1 and subcommand != "fit":  # with which Lightning ends what is interrupted
+                _interrupted()
+            raise
+        except CannotWrite as error:
+            _stop(error)
         except (ValueError, TypeError, FloatingPointError) as error:
             if not _ours(error):
                 raise  # of the user's own code, which its traceback finds
@@ -105,12 +124,26 @@ class _CommandLine(LightningCLI):
             print(ending(self.trainer, self._given))
 
 
+_COMMANDS = ("fit", "validate", "test")
 _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
 
 
 def _stop(why: object) -> NoReturn:
     print(f"ep-plugin: {why}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _interrupted() -> NoReturn:
+    print("ep-plugin: interrupted", file=sys.stderr)
+    raise SystemExit(130)
+
+
+def _places(trainer: L.Trainer) -> list[Path]:
+    """Directories that a trainer writes its logs and checkpoints into."""
+    logs = [getattr(logger, "root_dir", None) or logger.save_dir for logger in trainer.loggers]
+    keepers = trainer.checkpoint_callbacks
+    kept = [getattr(keeper, "dirpath", None) or (None if logs else trainer.default_root_dir) for keeper in keepers]
+    return [Path(place) for place in (*logs, *kept) if place and "://" not in str(place)]
 
 
 def _ours(error: BaseException) -> bool:
@@ -163,6 +196,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
 
 def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
     """The model, the data and the trainer that the arguments describe; `run` starts the subcommand too."""
+    header = {"dump_header": [f"{what}: {value}" for what, value in origin().items()]}  # of the copy beside the logs
     with warnings.catch_warnings():
         # The arguments are the command line's own, handed on; and a configuration says what is converted.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -174,6 +208,7 @@ def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error
+                parser_kwargs=dict.fromkeys(_COMMANDS, header) if run else header,
                 args=list(arguments),
                 run=run,
             )

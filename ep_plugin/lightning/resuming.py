@@ -11,12 +11,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ep_plugin.lightning.checkpoint_files import WholeCheckpoints
+from ep_plugin.lightning.checkpoint_files import write_whole
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.zero_gradients import ZeroGradients
 
@@ -34,8 +33,7 @@ class Resuming(L.Callback):
     _found: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin that was given stays
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        write_whole(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:

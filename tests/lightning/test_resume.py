@@ -166,7 +166,7 @@ def test_checkpoints_are_written_beside_their_name(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     monkeypatch.setattr(
-        torch, "save", lambda what, file, save=torch.save: (written.append(Path(file)), save(what, file))
+        torch, "save", lambda what, file, save=torch.save: (written.append(Path(file.name)), save(what, file))
     )
     fit(tmp_path, make_task(), max_epochs=1)
     kept = list((tmp_path / "kept").iterdir())

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from os import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ep_plugin import files
 from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images
 from ep_plugin.progress import track
 from ep_plugin.validation import count
@@ -172,18 +171,9 @@ def _kept(place: Path, state: str) -> Images | None:
 def _write(place: Path, made: Callable[[], dict[str, Any]]) -> Images:
     """Makes the cache, whole or not at all: an interruption leaves nothing that looks like one."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Opened before the images are read: that it cannot be written is told at once.
-        part = NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}-", delete=False)  # noqa: SIM115
-    except OSError as error:
-        raise ValueError(
-            f"cannot write what was read to {place.parent}: {error.strerror}; name another directory with cache"
-        ) from error
-    try:
-        with part:
-            kept = made()
-            torch.save(kept, part)
-        replace(part.name, place)
-    finally:
-        Path(part.name).unlink(missing_ok=True)
+        files.require_writable(place.parent)  # before the images are read
+        kept = made()
+        files.save(kept, place)
+    except files.CannotWrite as error:
+        raise ValueError(f"{error} with cache") from error
     return kept["x"], kept["y"]
