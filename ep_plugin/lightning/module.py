@@ -1,7 +1,7 @@
 """Training modules: equilibrium propagation, and snnTorch's backpropagation through time."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -287,8 +287,8 @@ def _tensors(tree: Any) -> list[Tensor]:
 class BPTTLightningModule(_Task):
     """Trains an untouched snnTorch model by surrogate-gradient backpropagation through time.
 
-    The same input is shown at every step; the output is the mean over time of what the last module
-    gives (spikes, or a final linear module's value).
+    The same input is shown at every step, or the frames of one that changes over time in turn. The output is the mean
+    over time of what the last module gives (spikes, or a final linear module's value).
 
     Args:
         net: a model whose neurons hold their state (`init_hidden=True`).
@@ -298,9 +298,11 @@ class BPTTLightningModule(_Task):
         optimizer: as in `EPLightningModule`.
         schedule: as in `EPLightningModule`.
         population: as in `EPLightningModule`.
+        time_varying: inputs are `[T, B, ...]`; each frame is shown for `num_steps / T` steps.
 
     Raises:
-        ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`.
+        ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`. In a step: `num_steps` is no
+            multiple of the number of frames.
         TypeError: `num_steps` is no whole number.
 
     Example:
@@ -316,9 +318,10 @@ class BPTTLightningModule(_Task):
         optimizer: Optimizer | None = None,
         schedule: str = "constant",
         population: int | None = None,
+        time_varying: bool = False,
     ) -> None:
         super().__init__(loss, lr, optimizer, schedule, population)
-        self.net, self.num_steps = net, count("num_steps", num_steps)
+        self.net, self.num_steps, self.time_varying = net, count("num_steps", num_steps), time_varying
         for parameter in net.parameters():
             if parameter.dim() == 4:  # the faster layout for convolutions; `contiguous` would skip one input channel
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
@@ -344,7 +347,7 @@ class BPTTLightningModule(_Task):
             if not self.training:  # counting would slow the training down
                 for neuron in self.neurons:
                     hooks.callback(neuron.register_forward_hook(see).remove)
-            outputs = [self.net(x) for _ in range(self.num_steps)]
+            outputs = [self.net(shown) for shown in self._shown(x)]
         self._rest()  # no state, and no graph, outlives the batch
         record = torch.stack([o[0] if isinstance(o, tuple) else o for o in outputs])
         mean = record.mean(0)
@@ -356,6 +359,17 @@ class BPTTLightningModule(_Task):
             return seen, mean, {}
         spikes = torch.stack(counts).sum()
         return seen, mean, {"spikes": spikes, "spikes_per_neuron": spikes / sum(sizes.values())}
+
+    def _shown(self, x: Tensor) -> Sequence[Tensor]:
+        """The input of every step."""
+        if not self.time_varying:
+            return [x] * self.num_steps
+        if x.dim() < 2 or len(x) == 0 or self.num_steps % len(x):
+            raise ValueError(
+                f"num_steps is {self.num_steps}, and the input has the shape {list(x.shape)}: [frames, batch, ...]; "
+                "expected one or more steps for each frame, such as num_steps=frames"
+            )
+        return [frame for frame in x for _ in range(self.num_steps // len(x))]
 
     def _rest(self) -> None:
         # snntorch.utils.reset would reset every neuron in the process; these are this net's own.

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ep_plugin.lightning.data.order import EpochOrder, Place, ResumableLoader, drawn_from
 from ep_plugin.validation import count, finite_number
@@ -20,7 +20,7 @@ WORDS = ("split", "test")
 Augmentation = nn.Module | Callable[[Tensor], Tensor]
 
 
-class _Images(TensorDataset):
+class ImageSet(TensorDataset):
     """Images `[N, C, H, W]`, in [0, 1] when they are read, and their classes `[N]`.
 
     With an augmentation an image is changed anew in every epoch. What it draws depends on the seed, the epoch and the
@@ -62,6 +62,8 @@ class ImageDataModule(L.LightningDataModule):
     `DigitsDataModule` describes the arguments.
     """
 
+    collate: Callable[[Any], Any] | None = None  # of samples to a batch, where they are not stacked one after the other
+
     def __init__(
         self,
         batch_size: int = 64,
@@ -83,7 +85,7 @@ class ImageDataModule(L.LightningDataModule):
         self.validation, self.augmentation = validation, augmentation
         self.rate_coded = None if rate_coded is None else count("rate_coded", rate_coded)
         self.num_workers = count("num_workers", num_workers, least=0)
-        self._sets: dict[str, TensorDataset] = {}
+        self._sets: dict[str, Dataset[Any]] = {}
 
     def stored(self) -> tuple[Images, Images]:
         """Training and test images as they are kept, `[N, C, H, W]`, bytes or numbers in [0, 1], and their classes."""
@@ -94,25 +96,32 @@ class ImageDataModule(L.LightningDataModule):
         (x, y), (x_test, y_test) = self.stored()
         return (in_unit_range(x), y), (in_unit_range(x_test), y_test)
 
+    def part(self, stored: Images, numbers: Tensor, training: bool) -> Dataset[Any]:
+        """The images of these numbers among the stored ones, as a data set: to be trained on, or looked at."""
+        x, y = (values[numbers] for values in stored)
+        return ImageSet(x, y, self.augmentation, self.seed) if training else ImageSet(x, y)
+
     def setup(self, stage: str | None = None) -> None:
         if self._sets:
             return
-        (x, y), test = self.stored()
+        stored, stored_test = self.stored()
+        number = len(stored[0])
         share = {"test": 0.0, "split": 0.1}.get(str(self.validation), self.validation)
         assert isinstance(share, float)
         seed = 0 if self.validation == "split" else self.seed
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        kept = len(x) - int(share * len(x))
-        if share and kept == len(x):
+        order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+        kept = number - int(share * number)
+        if share and kept == number:
             raise ValueError(
-                f"validation is {self.validation!r}, which of {len(x)} training images is none; expected a larger "
+                f"validation is {self.validation!r}, which of {number} training images is none; expected a larger "
                 'share, or "test"'
             )
         train, held_out = order[:kept][: self.train_samples], order[kept:]
+        test = self.part(stored_test, torch.arange(len(stored_test[0])), training=False)
         self._sets = {
-            "train": _Images(x[train], y[train], self.augmentation, self.seed),
-            "val": _Images(*test) if self.validation == "test" else _Images(x[held_out], y[held_out]),
-            "test": _Images(*test),
+            "train": self.part(stored, train, training=True),
+            "val": test if self.validation == "test" else self.part(stored, held_out, training=False),
+            "test": test,
         }
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -131,16 +140,20 @@ class ImageDataModule(L.LightningDataModule):
             images,
             self.batch_size,
             sampler=EpochOrder(images, self.seed, processes, process),
+            collate_fn=self.collate,
             generator=_own(),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["val"], batch_size=self.batch_size, generator=_own())
+        return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self._sets["test"], batch_size=self.batch_size, generator=_own())
+        return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
+
+    def _in_order(self, part: str) -> DataLoader:
+        return DataLoader(self._sets[part], self.batch_size, collate_fn=self.collate, generator=_own())

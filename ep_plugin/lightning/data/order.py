@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 Place = tuple[int, int]  # epoch and number of an image
 
 
-def _mixed(*key: int) -> int:
+def mixed(*key: int) -> int:
     """A seed of 64 bits from whole numbers; others give another."""
     return int(np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0])
 
@@ -24,7 +24,7 @@ def _mixed(*key: int) -> int:
 @contextmanager
 def drawn_from(*key: int) -> Iterator[None]:
     """In which PyTorch's, NumPy's and Python's global generators draw by the key, and go on afterwards as before."""
-    seed = _mixed(*key)
+    seed = mixed(*key)
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPU's too
     np.random.seed(seed % 2**32)
@@ -55,7 +55,7 @@ class EpochOrder(DistributedSampler[Place]):
 
     def __iter__(self) -> Iterator[Place]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        shuffle = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        shuffle = torch.Generator().manual_seed(mixed(self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=shuffle)  # type: ignore[arg-type]
         order = order[torch.arange(self.total_size) % len(order)]
         return iter([(epoch, k) for k in order[self.rank :: self.num_replicas].tolist()])
