@@ -45,9 +45,11 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.lightning.callbacks import RecordErrors as RecordErrors
     from ep_plugin.lightning.data import CIFAR10DataModule as CIFAR10DataModule
     from ep_plugin.lightning.data import DigitsDataModule as DigitsDataModule
+    from ep_plugin.lightning.data import EventDataModule as EventDataModule
     from ep_plugin.lightning.data import FashionMNISTDataModule as FashionMNISTDataModule
     from ep_plugin.lightning.data import ImageFolderDataModule as ImageFolderDataModule
     from ep_plugin.lightning.data import MNISTDataModule as MNISTDataModule
+    from ep_plugin.lightning.data import SaccadeMNISTDataModule as SaccadeMNISTDataModule
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
@@ -93,9 +95,11 @@ _HOMES = {
     "lightning.data": (
         "CIFAR10DataModule",
         "DigitsDataModule",
+        "EventDataModule",
         "FashionMNISTDataModule",
         "ImageFolderDataModule",
         "MNISTDataModule",
+        "SaccadeMNISTDataModule",
     ),
     "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
     "lightning.monitors": ("EquilibriumMonitor", "FeedbackMonitor", "GradientMonitor", "SpikeMonitor"),

@@ -91,7 +91,7 @@ class ImageFolderDataModule(ImageDataModule):
     def _read(self, part: str) -> Images:
         """Images `[N, C, H, W]` as bytes, and their classes."""
         files = [(file, k) for k, name in enumerate(self.classes) for file in _files(self.data_dir / part / name)]
-        state = _state([file for file, _ in files], self.data_dir)
+        state = fingerprint([file for file, _ in files], self.data_dir)
         height, width = self.size
         place = self.cache / f"ep-plugin-{part}-{self.channels}x{height}x{width}.pt"
         if (kept := _kept(place, state)) is not None:
@@ -132,7 +132,7 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _state(files: Sequence[Path], root: Path) -> str:
+def fingerprint(files: Sequence[Path], root: Path) -> str:
     """Changes with every file that is added, removed or changed."""
     known = hashlib.sha256()
     for file in files:

@@ -6,14 +6,12 @@ fallen by its threshold since its last event.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 
-from ep_plugin.lightning.data.images import Augmentation, Images
+from ep_plugin.lightning.data.images import Augmentation, Images, ImageSet, time_first
 from ep_plugin.lightning.data.order import Place, mixed
 from ep_plugin.lightning.data.torchvision_sets import MNISTDataModule
 from ep_plugin.validation import count
@@ -77,36 +75,24 @@ def saccade_events(x: Tensor, thresholds: Tensor, frames: int) -> Tensor:
     return found
 
 
-class _Saccades(Dataset[tuple[Tensor, Tensor]]):
-    """Events `[frames, 2, SIZE, SIZE]` of images, and their classes; an image's thresholds are a function of `seed` and
-    of its number."""
+class _Saccades(ImageSet):
+    """Events `[frames, 2, SIZE, SIZE]` of images, and their classes."""
 
-    def __init__(self, images: Any, numbers: Tensor, frames: int, seed: int) -> None:
-        self.images, self.numbers, self.frames, self.seed = images, numbers, frames, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, place: int | Place) -> tuple[Tensor, ...]:
-        return self.__getitems__([place])[0]
+    def __init__(self, images: ImageSet, frames: int, pixels: int) -> None:
+        super().__init__(images.stored, images.numbers, images.augmentation, images.seed)
+        self.frames, self.pixels = frames, pixels  # the seed of the pixels' thresholds
 
     def __getitems__(self, places: Sequence[int | Place]) -> list[tuple[Tensor, ...]]:
-        x, y = (torch.stack(values) for values in zip(*self.images.__getitems__(places), strict=True))
-        numbers = [int(self.numbers[place[1] if isinstance(place, tuple) else place]) for place in places]
-        events = saccade_events(x, torch.stack([thresholds(self.seed, n) for n in numbers]), self.frames)
-        return list(zip(events.unbind(1), y, strict=True))
+        x, y = (torch.stack(values) for values in zip(*super().__getitems__(places), strict=True))
+        numbers = self.numbers[[place[1] if isinstance(place, tuple) else place for place in places]]
+        own = torch.stack([thresholds(self.pixels, n) for n in numbers.tolist()])
+        return list(zip(saccade_events(x, own, self.frames).unbind(1), y, strict=True))
 
 
 def thresholds(seed: int, number: int) -> Tensor:
     """Of the pixels that see the image of this number, `[SIZE, SIZE]`."""
     drawn = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(mixed(seed, number)))
     return THRESHOLD * (1 + MISMATCH * drawn.clamp_(-3, 3))
-
-
-def time_first(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A batch `[T, B, ...]` and its classes."""
-    frames, classes = zip(*samples, strict=True)
-    return torch.stack(frames, 1), default_collate(classes)
 
 
 class SaccadeMNISTDataModule(MNISTDataModule):
@@ -165,6 +151,5 @@ class SaccadeMNISTDataModule(MNISTDataModule):
         )
         self.frames = count("frames", frames)
 
-    def part(self, stored: Images, numbers: Tensor, training: bool) -> Dataset[Any]:
-        images = super().part(stored, numbers, training)
-        return _Saccades(images, numbers, self.frames, self.seed if training else 0)
+    def part(self, stored: Images, numbers: Tensor, training: bool) -> ImageSet:
+        return _Saccades(super().part(stored, numbers, training), self.frames, self.seed if training else 0)
