@@ -103,7 +103,8 @@ class EventDataModule(ImageDataModule):
         width, height, _ = made.sensor_size
         if width % self.pool or (height > 1 and height % self.pool):
             raise ValueError(
-                f"pool is {self.pool}, and the sensor has {width} x {height} pixels; expected a number that divides them"
+                f"pool is {self.pool}, and the sensor has {width} x {height} pixels; expected a number that divides "
+                "them"
             )
         if not isinstance(self.make, type):
             frames = np.empty((len(made), *self._shape(made)), np.int16)

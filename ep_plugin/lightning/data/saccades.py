@@ -64,10 +64,11 @@ def saccade_events(x: Tensor, thresholds: Tensor, frames: int) -> Tensor:
     def level(place: tuple[float, float]) -> Tensor:
         return moved(x, *place).add_(DARK).log_().mul_(inverse)
 
-    known = level(first)
+    start, known = level(first), torch.zeros_like(thresholds)
     found = x.new_zeros(frames, len(x), 2, SIZE, SIZE)
     for step, place in enumerate(places):
-        sent = level(place).sub_(known).trunc_()
+        # Of whole numbers, so that a pixel that is as it was has taken all back, whatever rounding does.
+        sent = level(place).sub_(start).sub_(known).trunc_()
         known += sent
         frame = found[step // steps]
         frame[:, 0] += sent.clamp(min=0)
