@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from event_files import write_dvs_gesture, write_nmnist
 from PIL import Image
 from snntorch import Leaky
 from torch import nn
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES |= {"saccade": (2, 34, 34), "nmnist": (2, 34, 34), "dvsgesture": (2, 32, 32)}
+READ_BY_TONIC = ("nmnist", "dvsgesture")
 SIBLINGS = ("bptt-snntorch", "bptt-same-dynamics", "feedforward")  # rows beside a recipe: the same net and budget
 FAMILIES = [path for path in RECIPES if all((path.parent / f"{path.stem}-{s}.yaml").exists() for s in SIBLINGS)]
 IMAGES = 40
@@ -56,10 +59,14 @@ def data(tmp_path_factory):
         pixels = random.integers(0, 256, (IMAGES // 5, 3072), dtype=np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [n % 10 for n in range(len(pixels))]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    write_nmnist(place)
+    write_dvs_gesture(place)
     return place
 
 
 def made(recipe, data, *arguments):
+    if kind(recipe) in READ_BY_TONIC:
+        pytest.importorskip("tonic", reason="tonic is not installed: pip install 'ep_plugin[events]'")
     own = ["--config", str(recipe), "--trainer.accelerator=cpu", "--data.init_args.data_dir", str(data)]
     return from_arguments([*own, *arguments], run=False)
 
@@ -73,11 +80,14 @@ def test_recipes_name_themselves_and_make_a_model(recipe, data):
     found = made(recipe, data)
     (record,) = [c for c in found.trainer.callbacks if isinstance(c, ep.RecordErrors)]
     assert (record.name, record.path) == (recipe.stem, Path("examples/results/results.jsonl"))
-    assert type(found.datamodule).__name__.lower().startswith(kind(recipe))
+    if kind(recipe) in READ_BY_TONIC:
+        assert found.datamodule.make.__name__.lower() == kind(recipe)
+    else:
+        assert type(found.datamodule).__name__.lower().startswith(kind(recipe))
     x = torch.rand(2, *SHAPES[kind(recipe)])
-    if isinstance(found.model, ep.EPLightningModule) and found.model.model.time_varying:
+    if getattr(found.model, "model", found.model).time_varying:
         x = x.repeat(2, 1, 1, 1, 1)
-    assert found.model(x).shape == (2, 10)
+    assert found.model(x).shape == (2, 11 if kind(recipe) == "dvsgesture" else 10)
 
 
 PAPER = {
@@ -97,6 +107,9 @@ RECIPE_SETTINGS = {  # word in a recipe's name -> what it changes
     "graded": {"encoder": "Graded()"},
     "membrane": {"observe": "membrane"},
     "rate-coded": {"time_varying": True},
+    "saccade": {"time_varying": True},
+    "nmnist": {"time_varying": True},
+    "dvsgesture": {"time_varying": True},
     "sigma-delta": PAPER,
     "paper": PAPER | {"encoder": "PredictiveSigmaDelta(rate=0.6, exponent=0.3)"},
 }
@@ -120,7 +133,7 @@ def test_two_batches_of_every_recipe(recipe, data):
         few.append("--data.init_args.rate_coded=4")
     own = "--model.init_args."
     if "snntorch" in recipe.stem:
-        few.append(f"{own}num_steps=4")
+        few.append(f"{own}num_steps={3 if kind(recipe) == 'saccade' else 4}")  # of the saccades a step a frame
     if kind(recipe) == "cifar10":
         few.append(f"{own}{'' if 'snntorch' in recipe.stem else 'model.init_args.'}net.init_args.channels=[4,6,8]")
     found = made(recipe, data, *short, *few, "--trainer.enable_progress_bar=false")
@@ -140,6 +153,7 @@ def budget(recipe):
     net = model.pop("net") if "net" in model else model.pop("model")["init_args"]["net"]
     net["init_args"].pop("leak", None)
     model.pop("num_steps", None)
+    model.pop("time_varying", None)  # the converted net has it beside it
     told["trainer"].pop("callbacks")
     return net, model, told["data"], told["trainer"]
 
@@ -148,6 +162,12 @@ def budget(recipe):
 @pytest.mark.parametrize("sibling", SIBLINGS)
 def test_rows_beside_a_recipe_have_its_net_and_its_budget(recipe, sibling):
     assert budget(recipe.with_stem(f"{recipe.stem}-{sibling}")) == budget(recipe)
+
+
+def test_backpropagation_sees_the_saccades_that_equilibrium_propagation_sees():
+    pair = [r for r in RECIPES if r.stem in ("saccade-mnist", "saccade-mnist-bptt-snntorch")]
+    assert len(pair) == 2
+    assert budget(pair[0]) == budget(pair[1])
 
 
 def test_recipes_with_rows_beside_them():
