@@ -14,9 +14,21 @@ import ep_plugin
 
 
 def test_import_loads_nothing_heavy():
-    heavy = ["norse", "lightning", "matplotlib", "sklearn", "pandas", "torchvision", "snntorch"]
+    heavy = ["norse", "lightning", "matplotlib", "sklearn", "pandas", "torchvision", "snntorch", "tonic", "h5py"]
     code = f"import sys, ep_plugin; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_event_data_is_read_by_tonic_alone_and_only_where_it_is_asked_for():
+    code = "import sys, ep_plugin as ep; ep.EventDataModule, ep.SaccadeMNISTDataModule; ep.DigitsDataModule()"
+    code += "; print([m for m in ('tonic', 'h5py', 'librosa') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_to_install_is_told_where_tonic_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tonic", None)
+    with pytest.raises(ValueError, match=r"tonic.* is not installed: pip install 'ep_plugin\[events\]'"):
+        ep_plugin.EventDataModule("nmnist")
 
 
 NAMES = sorted(ep_plugin.__all__)

@@ -175,6 +175,23 @@ def test_every_epoch_has_an_order_of_its_own(files):
     assert sum(x.sum() for x, _ in first) == sum(x.sum() for x, _ in second)
 
 
+def test_a_loader_goes_on_within_an_epoch(files):
+    """With the batches that would have come next, augmentation and all."""
+
+    def loader():
+        data = ep.SaccadeMNISTDataModule(files, 2, 8, augmentation=lambda x: x * torch.rand(1), validation="test")
+        data.setup()
+        return data.train_dataloader()
+
+    whole, later = loader(), loader()
+    expected = [batch for _ in range(2) for batch in whole][7:]
+    later.sampler.set_epoch(1)
+    later.load_state_dict({"epoch": 1, "batches": 2})
+    for (x, y), (x_wanted, y_wanted) in zip(later, expected, strict=True):
+        assert torch.equal(x, x_wanted)
+        assert torch.equal(y, y_wanted)
+
+
 def test_augmentation_is_of_the_image_that_moves(files):
     x, _ = events(files, augmentation=torch.zeros_like)
     assert not x.any()

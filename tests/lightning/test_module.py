@@ -240,6 +240,27 @@ def test_bptt_equals_a_plain_loop(tmp_path):
     assert_same(net, other)
 
 
+@pytest.mark.parametrize("steps", [3, 6])
+def test_bptt_of_frames_equals_a_plain_loop_over_them(steps):
+    """Each is shown for as many steps as there are for it."""
+    net = nn.Sequential(nn.Linear(8, 6), snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(6, 3))
+    frames, y = 3 * torch.randn(3, 4, 8), torch.arange(4) % 3
+    task = ep.BPTTLightningModule(net, steps, time_varying=True)
+    found = torch.autograd.grad(F.cross_entropy(task(frames), y), list(net.parameters()))
+    for m in net.modules():
+        if isinstance(m, snn.Leaky):
+            m.mem = torch.zeros(0)
+    outputs = [net(frame) for frame in frames.repeat_interleave(steps // 3, 0)]
+    wanted = torch.autograd.grad(F.cross_entropy(torch.stack(outputs).mean(0), y), list(net.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(bool(g.any()) for g in wanted)
+    backwards = task(frames.flip(0))
+    assert not torch.equal(backwards, task(frames))
+    with pytest.raises(ValueError, match=rf"num_steps is {steps}.*\[4, 3.*expected one or more steps for each frame"):
+        task(frames.transpose(0, 1))
+
+
 @pytest.mark.parametrize(
     "loss", ["cross_entropy", "mse", SF.ce_rate_loss(), SF.mse_count_loss(0.9, 0.1), nn.CrossEntropyLoss()]
 )
