@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.lightning.data import ImageFolderDataModule as ImageFolderDataModule
     from ep_plugin.lightning.data import MNISTDataModule as MNISTDataModule
     from ep_plugin.lightning.data import SaccadeMNISTDataModule as SaccadeMNISTDataModule
+    from ep_plugin.lightning.health import HealthMonitor as HealthMonitor
     from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
@@ -101,6 +102,7 @@ _HOMES = {
         "MNISTDataModule",
         "SaccadeMNISTDataModule",
     ),
+    "lightning.health": ("HealthMonitor",),
     "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
     "lightning.monitors": ("EquilibriumMonitor", "FeedbackMonitor", "GradientMonitor", "SpikeMonitor"),
     "lightning.operations": ("OperationsMonitor",),

@@ -23,6 +23,7 @@ class Origin:
             for name, module in holder.named_children()
             if module in modules or parameters.intersection(module.parameters(recurse=False))
         ]
+        self.names = {id(p): name for name, p in net.named_parameters() if p in parameters}
 
     def __call__(self, network: nn.Module, args: tuple[Any, ...]) -> None:
         for place, holder, name, module in self.places:
@@ -34,3 +35,22 @@ class Origin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Origin, (nn.Module(), nn.Module())
+
+
+def parameter_names(network: nn.Module) -> dict[int, str]:
+    """What each of a network's parameters is called by its owner.
+
+    Args:
+        network: as `convert` gives it, or built by hand.
+
+    Returns:
+        From a parameter's `id` to its name in the original; in the network itself where there is none.
+
+    Example:
+        >>> parameter_names(model)[id(model.layers[0].threshold)]
+    """
+    found = {id(p): name for name, p in network.named_parameters()}
+    for hook in network._forward_pre_hooks.values():
+        if isinstance(hook, Origin):
+            found |= hook.names
+    return found

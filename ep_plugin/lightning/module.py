@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ep_plugin.lightning import spike_losses
 from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
+from ep_plugin.lightning.health import HealthMonitor
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, named
 from ep_plugin.lightning.resuming import Resuming
@@ -207,6 +208,7 @@ class EPLightningModule(_Task):
         population: number of classes, where each has a population of outputs, one class after the other:
             `[B, classes * size]`. Loss and accuracy see the populations' sums. snnTorch's losses with
             `population_code=True` say it themselves.
+        health: warn of a training that comes to nothing (`HealthMonitor`).
 
     Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
     `loss`, `lr` and `optimizer` again if they were not the defaults, and `convert` the options that
@@ -234,16 +236,21 @@ class EPLightningModule(_Task):
         optimizer: Optimizer | None = None,
         schedule: str = "constant",
         population: int | None = None,
+        health: bool = True,
     ) -> None:
         super().__init__(loss, lr, optimizer, schedule, population)
         if not isinstance(model, ConvergentNetwork):
             raise TypeError(f"model is a {type(model).__name__}; expected a ConvergentNetwork: ep.convert(net)")
-        self.model = model
+        self.model, self.health = model, health
         self.loss = spike_losses.on_equilibrium(self.loss)
         self._zero_gradients = ZeroGradients(named(self.loss))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        given = any(isinstance(c, HealthMonitor) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return super().configure_callbacks() + [HealthMonitor()] * (self.health and not given)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ep_plugin"] = _settings(self.model)
