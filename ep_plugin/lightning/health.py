@@ -32,7 +32,7 @@ _ABOVE_FIRST = 10.0  # times another loss in the first batch, which may be that 
 _FALLING = 0.7  # of the mean loss before: one that falls by so much is on its way. Of that of chance: it learns
 
 _FIRST = 8  # the first batch that is told of: what a large first step has thrown off may come back
-_STEP = 0.05  # an Adam step moves every weight by about the learning rate; so much of a weight's size is a good one
+_STEP = 0.03  # an Adam step moves every weight by about the learning rate; so much of a weight's size is a good one
 _STRONG = 0.1  # feedback, of which 0.02 is the default
 
 
