@@ -185,13 +185,13 @@ def _passes_here(tree: Path, tests: list[str]) -> int:
     return int(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]))
 
 
-def killed_by(tree: Path, mutation: Mutation, rest: bool) -> str | None:
+def killed_by(tree: Path, mutation: Mutation, rest: bool, alone: list[str] | None) -> str | None:
     """Which tests notice the change; None if it survives."""
     path = tree / "ep_plugin" / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        stages = {"its own folder's": folder(mutation.file), "the core's": CORE}
+        stages = {"these": alone} if alone else {"its own folder's": folder(mutation.file), "the core's": CORE}
         if rest:
             stages["the whole suite"] = []
         return next((name for name, tests in stages.items() if not passes(tree, tests)), None)
@@ -203,6 +203,7 @@ def main() -> int:
     """Runs the mutations that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", help="only those of files whose path ends so, or their numbers")
+    parser.add_argument("--tests", nargs="+", help="run these alone")
     parser.add_argument("--trusted", action="store_true", help="do not first run the tests without any change")
     parser.add_argument("--rest", action="store_true", help="run the whole default suite against what survives")
     options = parser.parse_args()
@@ -224,7 +225,7 @@ def main() -> int:
             sys.exit(f"the tests fail without any change; see pytest {' '.join(CORE)}")
         for n, m in chosen:
             start = time.perf_counter()
-            by = killed_by(tree, m, options.rest)
+            by = killed_by(tree, m, options.rest, options.tests)
             survivors += by is None
             verdict = f"noticed by {by} tests" if by else "SURVIVES"
             print(f"{n:3} {verdict:36} {time.perf_counter() - start:4.0f} s  {m.file}: {m.old} -> {m.new}", flush=True)
