@@ -9,8 +9,10 @@ from problems import by_hand
 from torch import nn
 
 import ep_plugin as ep
+from ep_plugin.dynamics.deviations import contrast
 from ep_plugin.dynamics.encoders.graded import Graded
 from ep_plugin.dynamics.network_state import NetworkState
+from ep_plugin.dynamics.relaxation import Point
 
 CHAIN = [(0, 1), (1, 2)]
 
@@ -19,6 +21,30 @@ def test_one_step_brings_a_nudge_from_the_last_layer_to_the_first():
     model, x = by_hand(CHAIN, estimator=ep.EquilibriumPropagation(0.1, 1), relaxation=ep.Relaxation(30))
     deviations = model.nudged_phase(x, torch.randint(5, (5,)), F.cross_entropy)
     assert all(d.flatten(1).any(1).all() for d in deviations.values)
+
+
+@pytest.mark.parametrize("phases", [1, 2])
+def test_a_contrast_is_the_difference_of_the_energy_s_own_derivatives(phases, float64):
+    """Of deviations of any size, exactly: of what connections and the input contribute."""
+    model, x = by_hand([*CHAIN, (0, 2)])
+    system = model.system(x).detach()
+    u = [torch.rand(len(x), *shape) for shape in system.shapes]
+    point = Point.of(NetworkState.at(system, u, Graded()))
+    first, second = ([c * torch.randn_like(s) for s, c in zip(u, system.scales, strict=True)] for _ in range(2))
+    flat = [t.clone().requires_grad_() for t in system.values.flat()]
+    own = system.with_values(system.values.like(flat))
+
+    def coupling(deviations):
+        return own.coupling([s + d / c for s, d, c in zip(u, deviations, system.scales, strict=True)]).sum()
+
+    other = second if phases == 2 else None
+    rest = coupling([torch.zeros_like(s) for s in u] if other is None else other)
+    expected = torch.autograd.grad(coupling(first) - rest, flat, allow_unused=True)
+    found = contrast(system, point, first, other, torch.ones(len(x)), [True] * len(flat))
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None]
+    assert len(pairs) == len(flat) - len(u)  # all but the thresholds, which contribute nothing to it
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
 
 
 @dataclass(frozen=True)
