@@ -166,6 +166,29 @@ def test_frames_elsewhere(tmp_path, tmp_path_factory):
         ep.EventDataModule("nmnist", tmp_path, cache=elsewhere / "file").stored()
 
 
+def test_a_full_disk_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    write_nmnist(tmp_path)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    monkeypatch.setattr(ep.EventDataModule, "_one", lambda *_: pytest.fail("a recording was read"))
+    with pytest.raises(ValueError, match=r"cannot write .*NMNIST-train.*: No space left on device; make room there"):
+        ep.EventDataModule("nmnist", tmp_path).stored()
+    assert [file.name for file in tmp_path.iterdir()] == ["NMNIST"]
+
+
+def test_reading_takes_as_long_a_recording_in_a_larger_set(tmp_path, monkeypatch):
+    """The files' names are gone through once a set, and not once a recording."""
+    from ep_plugin.lightning.data import event_sets
+
+    write_nmnist(tmp_path)
+    calls, files = [], event_sets.files
+    monkeypatch.setattr(event_sets, "files", lambda made: calls.append(1) or files(made))
+    ep.EventDataModule("nmnist", tmp_path, frames=2).stored()
+    assert len(calls) < 10
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(tmp_path):
     write_nmnist(tmp_path)
 

@@ -101,17 +101,20 @@ def recording(made: Any, number: int, framed: Callable[[Any], Any]) -> tuple[Any
     Raises:
         ValueError: it cannot be read, or holds no event.
     """
-    own = files(made)
-    place = own[number] if len(own) == len(made) else f"recording {number} of {name_of(type(made))}"
     try:
         events, label = made[number]
         frames = framed(events) if len(events) else None
         label = int(label)
     except Exception as error:  # whatever its bytes lead to
-        raise ValueError(f"cannot read {place}: {_said(error)}; copy it anew") from error
+        raise ValueError(f"cannot read {_place(made, number)}: {_said(error)}; copy it anew") from error
     if frames is None:
-        raise ValueError(f"{place} holds no event; copy it anew, or take it out")
+        raise ValueError(f"{_place(made, number)} holds no event; copy it anew, or take it out")
     return frames, label
+
+
+def _place(made: Any, number: int) -> str:
+    own = files(made)
+    return str(own[number]) if len(own) == len(made) else f"recording {number} of {name_of(type(made))}"
 
 
 class _Missing(Exception):

@@ -1,6 +1,7 @@
 """Recordings of event cameras and silicon cochleas, which tonic reads, as frames."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,9 @@ class EventDataModule(ImageDataModule):
             raise cannot_write(self.cache, error) from error
         with whole(place) as part:
             frames = np.lib.format.open_memmap(part, "w+", np.int16, (len(made), *self._shape(made)))
+            if hasattr(os, "posix_fallocate"):  # a disk that is full tells it here, and not by killing the process
+                with part.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
             y = self._read(made, frames, train)
             frames.flush()
         with whole(labels) as part:
