@@ -207,7 +207,7 @@ def test_where_results_are_from(tmp_path, monkeypatch):
     for line in lines:
         assert line["seed"] == 0
         assert (line["optimizer"], line["lr"], line["schedule"]) == ("Adam", 0.01, "constant")
-        assert {"started", "written", "torch", "ep_plugin", "encoder", "estimator", "batch_size"} <= set(line)
+        assert {"started", "torch", "ep_plugin", "encoder", "estimator", "batch_size"} <= set(line)
 
 
 def test_two_runs_that_begin_together_have_logs_of_their_own(tmp_path):

@@ -242,5 +242,4 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ep_plugin": version("ep-plugin"),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
