@@ -36,6 +36,8 @@ from norse import torch as norse
 from torch import Tensor, nn
 
 import ep_plugin as ep
+from ep_plugin.files import origin, whole
+from ep_plugin.progress import track
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 DataDir = Annotated[Path, typer.Option(help="Directory that holds MNIST/raw.")]
@@ -48,14 +50,17 @@ STEPS = {"graded": (1, 2, 3, 4, 8, 15), "events": (1, 2, 3, 4, 8, 15), "full": (
 COLOURS = ["#4c72b0", "#dd8452", "#55a868", "#c44e52"]
 
 
-def finish(figure: Figure, axes: list[Axes], rows: list[dict], output_dir: Path, name: str) -> None:
+def finish(figure: Figure, axes: list[Axes], rows: list[dict], output_dir: Path, name: str, **settings: int) -> None:
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
     output_dir.mkdir(parents=True, exist_ok=True)
     if rows:
-        pd.DataFrame(rows).to_csv(output_dir / f"{name}.csv", index=False, float_format="%.5g")
-    figure.savefig(output_dir / f"{name}.png", dpi=120)
+        told = {"seed": 0, **settings, **origin()}
+        with whole(output_dir / f"{name}.csv") as part:
+            pd.DataFrame([row | told for row in rows]).to_csv(part, index=False, float_format="%.5g")
+    with whole(output_dir / f"{name}.png") as part:
+        figure.savefig(part, dpi=120)
     print(f"wrote {name}.png")
 
 
@@ -114,7 +119,7 @@ def agreement(
             axis.set_title(TOLD[told], fontsize=10)
         row[0].set_ylabel("cosine with BPTT through\nsettled graded states")
         row[0].legend(frameon=False, fontsize=8, loc="lower right")
-    finish(figure, list(axes.flat), rows, output_dir, "agreement")
+    finish(figure, list(axes.flat), rows, output_dir, "agreement", train_batches=train_batches, images=images)
 
 
 @app.command()
@@ -161,7 +166,7 @@ def pooling(
     right.set_yticks([0, 0.25, 0.5, 0.75, 1])
     right.legend(frameon=False, fontsize=8, loc="upper left")
     rows = [{"what": "error", **r} for r in curve] + [{"what": "cosine", **r} for r in bars]
-    finish(figure, [left, right], rows, output_dir, "pooling")
+    finish(figure, [left, right], rows, output_dir, "pooling", train_batches=train_batches, images=images)
 
 
 METHODS = {"EP": COLOURS[3], "BPTT, same dynamics": COLOURS[1], "BPTT, snnTorch": COLOURS[0]}
@@ -194,12 +199,12 @@ def memory(
 ) -> None:
     """Peak memory of a training step against the number of steps, each in a process of its own."""
     rows = []
-    for method in METHODS:
-        for steps in (n for n in (3, 5, 10, 25, 50, 100) if n <= most):
-            done = subprocess.run(
-                [sys.executable, "-c", PEAK, method, str(steps)], capture_output=True, text=True, check=True
-            )
-            rows.append({"method": method, "steps": steps, "peak_mb": float(done.stdout)})
+    measured = [(method, n) for method in METHODS for n in (3, 5, 10, 25, 50, 100) if n <= most]
+    for method, steps in track(measured, "Measuring"):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, method, str(steps)], capture_output=True, text=True, check=True
+        )
+        rows.append({"method": method, "steps": steps, "peak_mb": float(done.stdout)})
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     table = pd.DataFrame(rows)
@@ -280,7 +285,7 @@ def energy(data_dir: DataDir = Path("data"), output_dir: OutputDir = RESULTS, tr
         yscale="log",
     )
     axes[2].legend(frameon=False, fontsize=8)
-    finish(figure, list(axes), rows, output_dir, "energy")
+    finish(figure, list(axes), rows, output_dir, "energy", train_batches=train_batches)
 
 
 @app.command()

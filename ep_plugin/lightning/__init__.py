@@ -35,8 +35,11 @@ interrupted:
   `ModelCheckpoint(every_n_train_steps=100)`, from within one; on the same machine, versions and number of threads.
 - The data modules' order of images, and what their augmentation draws, are functions of `seed` and epoch. The
   checkpoint has the states of PyTorch's, NumPy's and Python's random generators, of every process.
+- Ctrl-C and SIGTERM let `ep-plugin fit` finish its batch, which it keeps in a checkpoint `stopped-...`; its last line
+  has the command that goes on from there. With several processes it stops at once.
 - A run that goes on logs to a new `version_N`, from the checkpoint on; what the killed one logged after that is there
-  twice. `CSVLogger` with a `version` that is there deletes its file first: leave `version` out.
+  twice: `pd.concat(tables).groupby(["epoch", "step"]).last()` has each step once. `CSVLogger` with a `version` that is
+  there deletes its file first: leave `version` out.
 - *Loaders of your own*: the random states are kept, so an epoch's end is exact where a `DataLoader(shuffle=True)` draws
   from the global generator or Lightning's distributed sampler shuffles. Not kept: the place within an epoch, unless the
   loader has `state_dict` and `load_state_dict`; what worker processes draw; generators of your own.

@@ -4,6 +4,7 @@ import signal
 from types import SimpleNamespace
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
 from resumed import fit, make_task
@@ -40,6 +41,20 @@ def test_it_goes_on_from_the_batch_in_which_it_was_stopped(batch, tmp_path):
     assert kept["global_step"] == batch + 1
     found = fit(tmp_path / "resumed", make(), checkpoint=stopping.checkpoint)
     assert_same(found, expected, kept["rows_before"])
+
+
+def test_rows_that_stand_twice_are_put_together(tmp_path):
+    """As the guide has it: of a run that was killed after the checkpoint that the next one goes on from."""
+
+    def steps(*runs):
+        tables = [pd.read_csv(tmp_path / run / "lightning_logs" / "version_0" / "metrics.csv") for run in runs]
+        return pd.concat(tables).groupby(["epoch", "step"]).last()
+
+    fit(tmp_path / "whole", make_task())
+    (kept,) = (tmp_path / "whole" / "kept").glob("epoch-0-*")
+    fit(tmp_path / "resumed", make_task(), checkpoint=kept)
+    assert len(steps("resumed")) < len(steps("whole"))
+    pd.testing.assert_frame_equal(steps("whole", "resumed"), steps("whole"), check_exact=True)
 
 
 def test_when_it_stops_at_once():
