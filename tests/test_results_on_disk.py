@@ -170,6 +170,21 @@ def test_a_command_that_writes_nothing_is_interrupted_in_a_line(tmp_path, sent):
     assert len(err.split("\n")) <= 3
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_test_that_is_interrupted_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("ep_plugin.lightning.module.EPLightningModule.test_step", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    done = CliRunner().invoke(app, ["test", *SHORT])
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "ep-plugin: interrupted")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_no_worker_outlives_a_training_that_is_stopped(tmp_path):
     workers = ["--data.init_args.num_workers=2", "--trainer.max_epochs=100000"]
     process = start(["-m", "ep_plugin.cli", "fit", *SHORT, *workers], tmp_path)
