@@ -33,6 +33,7 @@ _WARNINGS = (
     # The data modules hold the images in memory; worker processes would slow most nets down.
     r"The '\w+' does not have many workers",
     r"Consider setting `persistent_workers=True`",
+    r"Precision \S+ is not supported by the model summary",  # of its size in MB
     # All that the modules of this package log is logged once an epoch.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )

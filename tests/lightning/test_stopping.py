@@ -53,7 +53,7 @@ def test_rows_that_stand_twice_are_put_together(tmp_path):
     fit(tmp_path / "whole", make_task())
     (kept,) = (tmp_path / "whole" / "kept").glob("epoch-0-*")
     fit(tmp_path / "resumed", make_task(), checkpoint=kept)
-    assert len(steps("resumed")) < len(steps("whole"))
+    assert steps("resumed").isna().any().any()  # its first row is what followed the checkpoint in the epoch's end
     pd.testing.assert_frame_equal(steps("whole", "resumed"), steps("whole"), check_exact=True)
 
 
