@@ -125,12 +125,24 @@ def check(
         str | None,
         typer.Option(help="Of an input without the batch, such as 1,28,28.", show_default="if the net tells"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Random inputs in the batch.")] = 32,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What to judge on: digits, mnist, fashion-mnist, or path.to.module:data, a LightningDataModule or "
+            "what gives one.",
+            show_default="random inputs",
+        ),
+    ] = None,
+    data_dir: Annotated[Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")] = Path(
+        "data"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Inputs in the batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the inputs, their classes and what is random in the net.")] = 0,
 ) -> None:
     """Check a model of your own: does it convert, settle, fire, use all of its input, and learn by the right gradient?
 
-    On random inputs in [0, 1] of random classes. EP's gradient is compared with BPTT's through graded
+    On the first training inputs of your data, or on random inputs in [0, 1] of random classes, which fire as
+    your own may not. EP's gradient is compared with BPTT's through graded
     states that have settled in full. Parameters that are not trained, and modules that draw random
     numbers in evaluation mode, are named as in your model. Exits with 1 if there is something to mend. A net
     that is converted already (ep_plugin.convert) keeps its settings; any other is converted with the default
@@ -141,7 +153,7 @@ def check(
         from rich.console import Console
 
         from ep_plugin.analysis.diagnosis import diagnose
-        from ep_plugin.loading import load_net, random_batch
+        from ep_plugin.loading import data_batch, load_data, load_net, random_batch
         from ep_plugin.network import ConvergentNetwork
         from ep_plugin.out_of_memory import in_a_batch_of
         from ep_plugin.validation import count, input_shape
@@ -149,19 +161,23 @@ def check(
     console = Console()
     try:
         sizes = None if shape is None else _sizes(shape)
+        if data is not None and sizes is not None:
+            raise ValueError(f"--shape is {shape} and --data {data}, which tells the shape; expected one of both")
         count("batch_size", batch_size)
         torch.manual_seed(seed)
         given = load_net(net)
         model = given if isinstance(given, ConvergentNetwork) else _converted(given, console)
         model.eval()
-        if model.time_varying and sizes is None:
+        if model.time_varying and sizes is None and data is None:
             raise ValueError(
                 "the input changes over time, in a number of steps that the net does not tell; give its shape without "
                 "the batch, with the steps where it has them: --shape 10,28,28"
             )
-        inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
         with in_a_batch_of(batch_size), working("Checking") as next_is:
-            x, y = random_batch(model, inputs, batch_size)
+            if data is None:
+                x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
+            else:
+                x, y = data_batch(model, load_data(data, data_dir, batch_size, seed), batch_size)
             found = diagnose(model, x, y, original=None if model is given else given, on_part=next_is)
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from ep_plugin.analysis import remedies
 from ep_plugin.analysis.agreement import Agreement, gradient_agreement
 from ep_plugin.analysis.influence import without_influence
 from ep_plugin.analysis.randomness import random_modules
 from ep_plugin.analysis.untrained import left_out, without_gradient
 from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.estimator import GradientEstimator
-from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.network import ConvergentNetwork
 
 # Where advice is given. Measured on 32 random images, six seeds, default settings (beta .1): with `initialize_` the
@@ -22,6 +22,7 @@ from ep_plugin.network import ConvergentNetwork
 _RESIDUAL = 0.01  # of graded states at the end of the free phase; 2e-5 at most in these nets
 _COSINE = 0.7
 _NORM_RATIO = 0.6
+_HELPS = 0.1  # by so much a cosine or a norm ratio has to rise
 _SILENT = 1e-3  # mean state of a layer, of 1
 _SATURATED = 0.9  # share of a layer's neurons that stay at their maximum
 
@@ -49,7 +50,7 @@ class Activity:
 
     Attributes:
         neurons: their number.
-        mean: mean state, as a fraction of the maximum.
+        mean: mean size of the states, as a fraction of the maximum.
         saturated: fraction of the neurons at their maximum.
         spikes: spikes per neuron and inference; None for graded neurons.
     """
@@ -140,7 +141,12 @@ def diagnose(
         activity=activity(model, x),
         advice=[],
     )
-    advice = [*silent, *_about_settling(model, x, found), *_about_gradients(model, found), *_about_activity(found)]
+    advice = [
+        *silent,
+        *_about_settling(model, x, found),
+        *_about_gradients(model, x, y, loss, found),
+        *_about_activity(found),
+    ]
     return replace(found, advice=advice)
 
 
@@ -163,7 +169,7 @@ def activity(model: ConvergentNetwork, x: Tensor) -> list[Activity]:
     for l, (state, activation) in enumerate(zip(equilibrium.states, model.system(x).activations, strict=True)):
         share, neurons = state / activation.maximum, state[0].numel()
         spikes = None if equilibrium.spikes is None else equilibrium.spikes[l].mean().item() / neurons
-        found.append(Activity(neurons, share.mean().item(), (share > 0.999).float().mean().item(), spikes))
+        found.append(Activity(neurons, share.abs().mean().item(), (share > 0.999).float().mean().item(), spikes))
     return found
 
 
@@ -207,42 +213,66 @@ def _about_settling(model: ConvergentNetwork, x: Tensor, found: Diagnosis) -> It
     if bool((patient.residual <= _RESIDUAL).all()):
         yield (
             f"The free phase is too short: after {free.steps} steps a graded state is off by {free.graded:.2g} from "
-            f"what its drive asks for. Use Relaxation(steps={patient.steps}), or a smaller feedback, which settles "
-            "faster"
+            f"what its drive asks for. Use Relaxation(steps={patient.steps})"
         )
-    else:
-        yield (
-            f"It does not converge: after {patient.steps} steps a graded state is off by "
-            f"{patient.residual.max().item():.2g} from what its drive asks for. Use smaller weights "
-            '(ep_plugin.initialize_), a smaller feedback, order="sequential" or a smaller step_size'
-        )
+        return
+
+    def badness(other: ConvergentNetwork) -> float:
+        return remedies.unsettled(settled(other, other.estimator, _RESIDUAL / 10), x)
+
+    ways = remedies.that_help(model, remedies.for_settling(model), badness, _RESIDUAL, math.inf)
+    yield (
+        f"It does not converge: after {patient.steps} steps a graded state is off by "
+        f"{patient.residual.max().item():.2g} from what its drive asks for. {_use(ways, 'smaller weights')}"
+    )
 
 
-def _about_gradients(model: ConvergentNetwork, found: Diagnosis) -> Iterator[str]:
-    weights = [
-        (own, graded)
-        for own, graded in zip(found.agreement, found.without_spikes, strict=True)
-        if own.name.endswith("weight")
-    ]
+def _use(ways: list[str], otherwise: str) -> str:
+    """What was tried on this batch and helps."""
+    if not ways:
+        return f"No setting that was tried helps on this batch: use {otherwise}"
+    return f"On this batch {'any of these helps' if len(ways) > 1 else 'this helps'}: {', or '.join(ways)}"
+
+
+def _about_gradients(
+    model: ConvergentNetwork,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    found: Diagnosis,
+) -> Iterator[str]:
+    def badness(other: ConvergentNetwork) -> float:
+        return remedies.misdirection(gradient_agreement(other, x, y, loss, settled(other, BackpropThroughTime())))
+
+    own = remedies.weights(found.agreement)
+    graded = {a.name: a for a in found.without_spikes}
+    bad = [a for a in own if not a.cosine >= _COSINE]
+    short = [a.name for a in own if a.norm_ratio < _NORM_RATIO]
+    ways: list[str] = []
+    if bad:
+        ways = remedies.that_help(model, remedies.for_gradients(model), badness, 1 - _COSINE, _HELPS)
+    way_out = _use(ways, "larger weights (ep_plugin.initialize_), or other inputs")
     # A cosine of NaN is no agreement either.
-    if off := [own.name for own, graded in weights if not graded.cosine >= _COSINE]:
+    if off := [a.name for a in bad if not graded[a.name].cosine >= _COSINE]:
         yield (
             f"The gradient does not point where BPTT's does, with and without spikes (cosine below {_COSINE}), in "
-            f"{', '.join(off)}. Use a smaller feedback, if the weights are trained ones, a smaller beta, which keeps "
-            "more neurons off their bounds, more steps of both phases, or larger weights (ep_plugin.initialize_)"
+            f"{', '.join(off)}. {way_out}"
         )
-    if noisy := [own.name for own, graded in weights if not own.cosine >= _COSINE and graded.cosine >= _COSINE]:
-        way_out = "more steps of both phases"
-        if isinstance(model.estimator, FullPhaseEP):
-            way_out = "EquilibriumPropagation(), which has no such noise, a larger beta, more steps of both phases"
+    elif bad:
         yield (
-            f"The spikes hide the gradient (cosine below {_COSINE}, without spikes above) in {', '.join(noisy)}. Use "
-            f'{way_out} or encoder="graded"'
+            f"The spikes hide the gradient (cosine below {_COSINE}, without spikes above) in "
+            f"{', '.join(a.name for a in bad)}. {way_out}"
         )
-    if short := [own.name for own, _ in weights if own.norm_ratio < _NORM_RATIO]:
+    if short:
+
+        def shortness(other: ConvergentNetwork) -> float:
+            agreement = gradient_agreement(other, x, y, loss, settled(other, BackpropThroughTime()))
+            return -min(a.norm_ratio for a in remedies.weights(agreement))
+
+        ways = remedies.that_help(model, remedies.for_gradients(model), shortness, -_NORM_RATIO, _HELPS)
         yield (
             f"The gradient is too short (norm ratio below {_NORM_RATIO}) in {', '.join(short)}: the nudge has not "
-            "arrived in full, or meets neurons at their bounds. Use more steps of the nudged phase, or a smaller beta"
+            f"arrived in full, or meets neurons at their bounds. {_use(ways, 'more steps of the nudged phase')}"
         )
 
 

@@ -25,6 +25,13 @@ def digits():
 def converted():
     return ep.convert(digits(), encoder="graded")
 
+def data():
+    return ep.DigitsDataModule(batch_size=16)
+
+class Black(ep.DigitsDataModule):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return 0 * batch[0], batch[1]
+
 silent = nn.Sequential(nn.Linear(20, 30), snn.Leaky(beta=0.5, threshold=1000.0), nn.Linear(30, 4))
 normalized = nn.Sequential(
     nn.Linear(4, 4), snn.Leaky(beta=0.5), nn.LayerNorm(4), nn.Linear(4, 4), snn.Leaky(beta=0.5)
@@ -58,6 +65,20 @@ def test_a_converted_net_keeps_its_settings(check):
     assert row.split("│")[-2].strip() == "-"  # graded neurons have no spikes to count
 
 
+@pytest.mark.parametrize("data", ["digits", "nets_of_a_user:data"])
+def test_data_of_ones_own_tell_the_shape(check, data):
+    done = check("nets_of_a_user:digits", "--data", data)
+    assert done.exit_code == 0, done.output
+    assert "Nothing to mend" in done.output
+
+
+def test_the_data_are_what_is_looked_at(check, monkeypatch):
+    """Random inputs fire where black images do not."""
+    done = check("nets_of_a_user:digits", "--data", "nets_of_a_user:Black")
+    assert done.exit_code == 1, done.output
+    assert "hardly fires" in done.output
+
+
 def test_a_net_to_mend_tells_its_shape(check):
     done = check("nets_of_a_user:silent")
     assert done.exit_code == 1, done.output
@@ -74,6 +95,10 @@ def test_a_net_to_mend_tells_its_shape(check):
         (["nets_of_a_user:digits", "--shape", "3,8,8"], 2, "expected [batch, 1, size, size]"),
         (["nets_of_a_user:digits", "--shape", "1,8,8", "--batch-size", "0"], 2, "batch_size is 0"),
         (["nets_of_a_user:images", "--shape", "1,8,8"], 2, "expected [batch, classes]"),
+        (["nets_of_a_user:digits", "--data", "letters"], 2, "data is 'letters'; expected one of 'digits'"),
+        (["nets_of_a_user:digits", "--data", "mnist", "--data-dir", "nowhere"], 2, "nowhere"),
+        (["nets_of_a_user:digits", "--data", "nets_of_a_user:number"], 2, "expected a LightningDataModule"),
+        (["nets_of_a_user:digits", "--data", "digits", "--shape", "1,8,8"], 2, "expected one of both"),
         (["nets_of_a_user"], 2, "expected path.to.module:net"),
         (["nets_of_a_user:nothing"], 2, "has no 'nothing'"),
         (["nets_of_a_user:number"], 2, "is of the type int"),
@@ -132,14 +157,14 @@ ADVISED = {
         lambda: model_of(estimator=ONE_NUDGED_STEP, encoder="graded", relaxation=ep.Relaxation(order="simultaneous")),
         "is too short (norm ratio below 0.6) in stem.0.weight",
     ),
-    # Deviations have no noise for a weak nudge to drown in, full phases have: what is advised follows the estimator.
+    # Deviations have no noise for a weak nudge to drown in, full phases have: what is tried follows the estimator.
     "noise of full phases": (
         lambda: model_of(estimator=ep.FullPhaseEP(0.005), **BINARY),
         "spikes hide the gradient (cosine below 0.7, without spikes above) in stem.0.weight",
     ),
     "way out of full phases": (
         lambda: model_of(estimator=ep.FullPhaseEP(0.005), **BINARY),
-        "Use EquilibriumPropagation(), which has no such noise, a larger beta",
+        ", or EquilibriumPropagation(), or ",
     ),
     "few digits in many layers": (
         lambda: model_of(
