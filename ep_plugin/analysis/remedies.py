@@ -54,7 +54,7 @@ def for_gradients(model: ConvergentNetwork) -> Iterator[Remedy]:
             },
         )
         smaller, larger = estimator.beta / 10, estimator.beta * 10
-        if any(True for _ in model.readout.parameters()):
+        if not outputs_are_neurons(model):
             yield Remedy(f"{name}(beta={smaller:g})", {"estimator": replace(estimator, beta=smaller)})
         if isinstance(estimator, FullPhaseEP):  # whose nudge drowns in the noise of spikes
             yield Remedy(f"{name}(beta={larger:g})", {"estimator": replace(estimator, beta=larger)})
@@ -62,6 +62,11 @@ def for_gradients(model: ConvergentNetwork) -> Iterator[Remedy]:
     if model.encoder.spiking:
         yield Remedy('encoder="graded"', {"encoder": "graded"})
     yield from _weaker_feedback(model)
+
+
+def outputs_are_neurons(model: ConvergentNetwork) -> bool:
+    """Whether nothing with weights comes after the last neurons."""
+    return not list(model.readout.parameters())
 
 
 def _weaker_feedback(model: ConvergentNetwork) -> Iterator[Remedy]:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ep_plugin.analysis.liveness import LIVE, OUTPUTS, live_and_mean
 from ep_plugin.conversion.origin import parameter_names
-from ep_plugin.dynamics.activations import Activation
 from ep_plugin.dynamics.relaxation import Equilibrium
 from ep_plugin.lightning.losses import LOSSES, are_classes
 from ep_plugin.network import ConvergentNetwork
@@ -24,8 +24,6 @@ _RESIDUAL = 0.2  # mean over the samples
 _NOISE = 3.0  # times the first residual, with spikes whose mean tells a state
 _GROWTH = 10.0  # times the size at the start,
 _DRIVE = 30.0  # and so large a weight times the square root of its inputs
-_LIVE = 0.05  # share of a layer's neurons that are between their bounds for some sample
-_OUTPUTS = 0.5  # the same where each neuron is a class: one that is dead is a class that is never told
 _SILENT, _SATURATED = 1e-3, 0.9  # mean state of a layer, of 1
 _ABOVE = 2.0  # times the cross entropy of chance
 _ABOVE_FIRST = 10.0  # times another loss in the first batch, which may be that of a net that was trained before
@@ -198,7 +196,7 @@ class HealthMonitor(L.Callback):
             equilibrium = self._seen[1]
             values.append(equilibrium.residual.mean())
             for layer, state in zip(model._layers(), equilibrium.states, strict=True):
-                values += _live_and_mean(state, layer.activation)
+                values += live_and_mean(state, layer.activation)
         numbers = torch.stack([v.float() for v in values]).tolist() if values else []  # the one wait for the device
         loss = None if self._sum is None else numbers.pop(0)
         residual = None if self._seen is None else numbers.pop(0)
@@ -244,7 +242,7 @@ class HealthMonitor(L.Callback):
         # In a net that has learned, outputs that are neurons may all stand at their bounds: they are right.
         learns = look.loss is not None and chance is not None and look.loss < _FALLING * chance.least
         for l, (live, mean) in enumerate(look.layers):
-            if live < (_OUTPUTS if self._classes and l in model.read else _LIVE) and not learns:
+            if live < (OUTPUTS if self._classes and l in model.read else LIVE) and not learns:
                 yield self._about_layer(l, live, mean, model)
                 break  # those above follow it
         if look.loss is None or chance is None:
@@ -292,15 +290,6 @@ def _rate(trainer: L.Trainer) -> float:
 
 def _feedback(model: ConvergentNetwork) -> float:
     return max(model.settings.between(max(model.levels)), default=0.0)
-
-
-def _live_and_mean(state: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """The share of a layer's neurons that are between their bounds for some sample, and the mean state, of 1."""
-    high = activation.maximum if math.isfinite(activation.maximum) else 1.0
-    between = state > activation.least + 1e-3 * high
-    if math.isfinite(activation.maximum):
-        between &= state < 0.999 * high
-    return between.any(0).float().mean(), state.abs().mean() / high
 
 
 def _chance(module: Any, output: Any, first: float) -> _Chance:
