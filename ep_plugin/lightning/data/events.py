@@ -149,11 +149,16 @@ class EventDataModule(ImageDataModule):
 
     def _read(self, made: Any, frames: np.ndarray, train: bool) -> Tensor:
         """Writes all frames, and gives the classes."""
-        from rich.progress import track
+        from rich.progress import Progress
 
-        what = f"Making frames of the {'training' if train else 'test'} recordings"
-        order = event_sets.in_order(made)
-        labels = [self._one(made, k, frames, n) for n, k in enumerate(track(order, what))]
+        labels = []
+        with Progress() as progress:  # `track`, held by an error, leaves its thread to the garbage collector
+            bar = progress.add_task(
+                f"Making frames of the {'training' if train else 'test'} recordings", total=len(made)
+            )
+            for place, number in enumerate(event_sets.in_order(made)):
+                labels.append(self._one(made, number, frames, place))
+                progress.advance(bar)
         return torch.tensor(labels)
 
     def _one(self, made: Any, number: int, frames: np.ndarray, place: int) -> int:
