@@ -262,6 +262,8 @@ class HealthMonitor(L.Callback):
             way_out = "Start with larger weights and biases of 0 (ep_plugin.initialize_), or a lower threshold"
         elif mean > _SATURATED:
             what, way_out = "is saturated", "Start with smaller weights and biases of 0 (ep_plugin.initialize_)"
+        if self._classes and l in model.read:  # `initialize_` puts more of them beyond their bounds
+            way_out = "Start with PyTorch's own weights, and a larger nudge, EquilibriumPropagation(beta=0.3)"
         parts: list[nn.Module] = [c for c in model._edges() if c.target == l] or [model.stem]
         weights = [p for part in parts for p in part.parameters() if p.dim() >= 2]
         return _Sign(
