@@ -12,7 +12,7 @@ from torch import nn
 
 from ep_plugin.linear.base import REGISTRY
 from ep_plugin.linear.connection import Connection, evaluate
-from ep_plugin.linear.modules import FixedNormalization, SharedDropout
+from ep_plugin.linear.modules import FixedNormalization, SharedDropout, SteadyMembrane
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -213,6 +213,9 @@ COMPOSITIONS = {
     "a dilated convolution before a pool": lambda: (
         nn.Sequential(nn.Conv2d(2, 3, 2, dilation=(1, 2)), nn.AvgPool2d(2)), [2, 6, 7]
     ),
+    "a convolution before a pool that hangs over the border": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 2), nn.AvgPool2d(2, ceil_mode=True)), [2, 6, 7]
+    ),
     "a part along a place before a convolution": lambda: (
         nn.Sequential(placed(1, -1, (2, 3), (2, 4)), nn.Conv1d(2, 4, 3)), [2, 4]
     ),
@@ -294,6 +297,11 @@ def test_half_precision_around_a_module_that_is_differentiated():
     assert (up.dtype, down.dtype) == (torch.bfloat16, torch.bfloat16)
     torch.testing.assert_close(up.float(), module(x), rtol=0.05, atol=0.05)
     torch.testing.assert_close(down.float(), plain.adjoint(y), rtol=0.05, atol=0.05)
+
+
+def test_a_steady_membrane_is_a_gain_times_its_input_and_an_offset():
+    membrane = SteadyMembrane(lambda a, b: a / b, {"a": torch.tensor(3.0), "b": torch.tensor(2.0)}, torch.tensor(0.25))
+    assert torch.equal(membrane(torch.tensor([2.0, -1.0])), torch.tensor([3.25, -1.25]))
 
 
 def test_max_pooling_of_windows_without_an_entry_is_told():
