@@ -140,7 +140,7 @@ def _table(rows: "list[list[str]]") -> object:
     table = Table()
     headings = "test accuracy", "s / epoch", "peak memory above start", "spikes / inference"
     for heading in ("", *headings, "operations / image trained"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=heading == headings[0])
     for row in rows:
         table.add_row(*row)
     return table

@@ -147,7 +147,7 @@ class ImageDataModule(L.LightningDataModule):
         images = self._sets["train"]
         return ResumableLoader(
             images,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=EpochOrder(images, self.seed, processes, process),
             collate_fn=self.collate,
             generator=_own(),
@@ -165,4 +165,5 @@ class ImageDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _in_order(self, part: str) -> DataLoader:
-        return DataLoader(self._sets[part], self.batch_size, collate_fn=self.collate, generator=_own())
+        # Lightning makes the loader anew for predictions, from its arguments by name.
+        return DataLoader(self._sets[part], batch_size=self.batch_size, collate_fn=self.collate, generator=_own())
