@@ -66,7 +66,7 @@ def data(tmp_path_factory):
 
 def made(recipe, data, *arguments):
     if kind(recipe) in READ_BY_TONIC:
-        pytest.importorskip("tonic", reason="tonic is not installed: pip install 'ep_plugin[events]'")
+        pytest.importorskip("tonic", reason="tonic is not installed: pip install tonic")
     own = ["--config", str(recipe), "--trainer.accelerator=cpu", "--data.init_args.data_dir", str(data)]
     return from_arguments([*own, *arguments], run=False)
 

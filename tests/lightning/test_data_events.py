@@ -12,7 +12,7 @@ from event_files import write_dvs_gesture, write_nmnist, write_shd
 
 import ep_plugin as ep
 
-tonic = pytest.importorskip("tonic", reason="tonic is not installed: pip install 'ep_plugin[events]'")
+tonic = pytest.importorskip("tonic", reason="tonic is not installed: pip install tonic")
 
 
 def counted(columns, bounds, pool=1, width=34, height=34):

@@ -21,7 +21,10 @@ def found(events: str | MakeSet) -> MakeSet:
     try:
         from tonic import datasets
     except ImportError as error:
-        raise ValueError("tonic, which reads event data, is not installed: pip install 'ep_plugin[events]'") from error
+        raise ValueError(
+            "EventDataModule needs tonic, which is not installed: pip install tonic, or install ep-plugin with its extra "
+            "[events]"
+        ) from error
     if callable(events):
         return events
     if not isinstance(events, str):
