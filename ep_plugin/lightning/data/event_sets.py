@@ -22,8 +22,8 @@ def found(events: str | MakeSet) -> MakeSet:
         from tonic import datasets
     except ImportError as error:
         raise ValueError(
-            "EventDataModule needs tonic, which is not installed: pip install tonic, or install ep-plugin with its extra "
-            "[events]"
+            "EventDataModule needs tonic, which is not installed: pip install tonic, or install ep-plugin with its "
+            "extra [events]"
         ) from error
     if callable(events):
         return events

@@ -21,7 +21,7 @@ class EventDataModule(ImageDataModule):
     """Recordings of events as frames: N-MNIST, DVS Gesture, the spiking Heidelberg digits, or any other set of tonic's.
 
     A frame holds each pixel's numbers of events in its part of the recording. Frames are made by tonic (`pip install
-    'ep_plugin[events]'`) and kept in files, so that a recording is read once; they are made anew after a recording was
+    tonic`) and kept in files, so that a recording is read once; they are made anew after a recording was
     added, removed or changed.
 
     Batches are numbers of events `[frames, B, polarities, height, width]` (`[frames, B, 1, channels]` of cochleas) and
