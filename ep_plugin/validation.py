@@ -43,6 +43,12 @@ def positive(what: str, value: float) -> float:
     return float(number(value))
 
 
+def not_negative(what: str, value: float) -> float:
+    if finite_number(what, value) < 0:
+        raise ValueError(f"{what} is {value!r}; expected 0 or more")
+    return float(number(value))
+
+
 def fraction(what: str, value: float) -> float:
     if not 0 < finite_number(what, value) <= 1:
         raise ValueError(f"{what} is {value!r}; expected a number in (0, 1]")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
+from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
 
 
@@ -48,14 +49,16 @@ def gradient_agreement(
 
     Returns:
         One `Agreement` per parameter that both outputs depend on, in the model's order; NaN where both gradients
-        are zero.
+        are zero. Feedback weights of their own are left out: they follow the forward weights, and no gradient.
 
     Example:
         >>> gradient_agreement(model.variant(encoder="graded"), x, y, nn.functional.cross_entropy)
     """
     if not isinstance(reference, ConvergentNetwork):
         reference = model.variant(estimator=ImplicitDifferentiation() if reference is None else reference)
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    separate = [m.feedback for m in model.modules() if isinstance(m, SeparateFeedback)]
+    follow = {p for feedback in separate for p in feedback.parameters()}
+    names = [n for n, p in model.named_parameters() if p.requires_grad and p not in follow]
     found = []
     for network in (model, reference):
         parameters = dict(network.named_parameters())

@@ -22,6 +22,7 @@ from ep_plugin.linear.convolution import Convolution
 from ep_plugin.linear.dense import Affine, Reshape
 from ep_plugin.linear.modules import FixedNormalization, Scale, SharedDropout
 from ep_plugin.linear.pooling import AveragePool, MaxPool, PiecewiseLinear
+from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.linear.separate import Separate
 
 
@@ -107,5 +108,6 @@ def _sum_pool(linear: Any, tensors: Tensors, shape: tuple[int, ...], zeros: bool
 
 
 @_there.register(Scale)
+@_there.register(ReadNoise)
 def _unscaled(linear: Any, tensors: Tensors, shape: tuple[int, ...], zeros: bool) -> tuple[LinearMap, Tensors]:
     return Scale(1.0), tensors

@@ -10,8 +10,9 @@ Each is trained with what it does in place: the same two phases, the same contra
 """
 
 from ep_plugin.chips.budget import check_budget
-from ep_plugin.chips.neurons import ReadNoise, add_mismatch, add_read_noise
+from ep_plugin.chips.neurons import add_mismatch, add_read_noise
 from ep_plugin.chips.weights import QuantizedWeight, quantize_weights
+from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.linear.separate import SeparateFeedback, feedback_angles
 
 __all__ = [

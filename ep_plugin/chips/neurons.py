@@ -7,55 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ep_plugin.dynamics.layer import Layer
-from ep_plugin.linear.base import LinearMap, Tensors, register_linear
 from ep_plugin.linear.connection import Connection
+from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.validation import chosen, finite_number
-
-
-class ReadNoise(LinearMap, nn.Module):
-    """Noise on what neurons read of their synapses: the sum, times 1 + std * N(0, 1), drawn anew in every read.
-
-    In both phases, in training and in inference. What a weight learns from, its two neurons' traces, is not noisy.
-
-    Args:
-        std: of the factor; 0 or more.
-        direction: "up" for what the target reads; it then stands at a connection's end. "down" for what the source
-            reads of the feedback; it then stands at the beginning.
-
-    Raises:
-        ValueError: std is below 0, or the direction unknown.
-        TypeError: std is no number.
-
-    Example:
-        >>> noisy = Connection(nn.Sequential(ReadNoise(0.05, "down"), nn.Linear(32, 16), ReadNoise(0.05)), 0, 1)
-    """
-
-    def __init__(self, std: float, direction: Literal["up", "down"] = "up") -> None:
-        super().__init__()
-        self.std = _at_least_0("std", std)
-        self.direction = chosen("direction", direction, {"up": "up", "down": "down"})
-
-    def extra_repr(self) -> str:
-        return f"std={self.std}, {self.direction}"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._read(x) if self.direction == "up" else x
-
-    def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
-        return self(x)
-
-    def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
-        return self(x)
-
-    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
-        return self._read(y) if self.direction == "down" else y
-
-    def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
-        return []
-
-    def _read(self, sums: Tensor) -> Tensor:
-        return sums * torch.randn_like(sums).mul_(self.std).add_(1)
+from ep_plugin.validation import not_negative
 
 
 def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
@@ -75,7 +30,7 @@ def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
     Example:
         >>> model = add_read_noise(convert(net), 0.05)
     """
-    std = _at_least_0("std", std)
+    std = not_negative("std", std)
     model.stem = _noisy(model.stem, std, ("up",))
     for connection in model.connections:
         assert isinstance(connection, Connection)
@@ -114,7 +69,7 @@ def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0)
     Example:
         >>> model = add_mismatch(convert(net), x, 0.05)
     """
-    std = _at_least_0("std", std)
+    std = not_negative("std", std)
     with torch.no_grad():
         shapes = model.system(x[:1] if not model.time_varying else x).shapes
     drawn = torch.Generator().manual_seed(seed)
@@ -125,17 +80,3 @@ def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0)
         factor = torch.randn(1, *shape, generator=drawn).mul_(std).exp_().to(layer.threshold)
         layer.threshold = layer.threshold * factor
     return model
-
-
-def _at_least_0(what: str, value: float) -> float:
-    value = finite_number(what, value)
-    if value < 0:
-        raise ValueError(f"{what} is {value}; expected 0 or more")
-    return value
-
-
-def _itself(module: ReadNoise) -> ReadNoise:
-    return module
-
-
-register_linear(ReadNoise, _itself)

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from ep_plugin.conversion.concatenation import Measuring
 from ep_plugin.linear.concatenation import Placement
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
+from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.linear.separate import SeparateFeedback
 
 
@@ -40,7 +41,7 @@ def _settle_parametrizations(module: Any) -> None:
 
 
 def _replaced(module: nn.Module) -> nn.Module:
-    if isinstance(module, SharedDropout):
+    if isinstance(module, (SharedDropout, ReadNoise)):
         return nn.Identity()
     if isinstance(module, SeparateFeedback):
         return _replaced(module.module)

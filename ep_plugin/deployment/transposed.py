@@ -13,6 +13,7 @@ from ep_plugin.linear.convolution import Convolution
 from ep_plugin.linear.dense import Affine, FlattenedAffine, Reshape
 from ep_plugin.linear.modules import Scale, SharedDropout
 from ep_plugin.linear.pooling import AveragePool
+from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.linear.separate import Separate
 
 Shape = Sequence[int]
@@ -55,6 +56,11 @@ def _(linear: Affine, tensors: Tensors, shape: Shape, result: Shape) -> list[nn.
     module = nn.Linear(outputs, inputs, bias=False)
     module.weight.copy_(weight.T)
     return [module, *([nn.Unflatten(1, tuple(shape))] if isinstance(linear, FlattenedAffine) else [])]
+
+
+@_transposed.register
+def _(linear: ReadNoise, tensors: Tensors, shape: Shape, result: Shape) -> list[nn.Module]:
+    return []  # a chip brings its own
 
 
 @_transposed.register

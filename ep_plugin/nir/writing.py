@@ -26,9 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ep_plugin.chips.neurons import add_read_noise
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import Connection
+from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import input_shape as resolved_shape
 
@@ -76,6 +78,7 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -
     _check(model)
     shape = resolved_shape(model.stem, input_shape, "to_nir(model, (1, 28, 28))")
     network = copy.deepcopy(model).to("cpu", torch.float64).eval().variant(encoder="graded", time_varying=False)
+    add_read_noise(network, 0)  # a chip brings its own
     with torch.no_grad():
         system = network.system(torch.zeros(1, *shape, dtype=torch.float64))
         return nir.NIRGraph(*_graph(network, system, shape), metadata={"reset": "subtract", "dt": 1.0})
@@ -131,7 +134,10 @@ def _graph(
         matrix, bias = _matrix(f"the connection {i} -> {j}", connection.module, system.shapes[i])
         nodes[up] = nir.Affine(matrix, bias)
         # Affine, since sinabs knows no Linear, and leaves out what it does not know.
-        back = np.ascontiguousarray(system.ratio(j, i) * matrix.T, dtype=np.float32)
+        transpose = matrix.T
+        if any(isinstance(m, SeparateFeedback) for m in connection.modules()):
+            transpose, _ = _matrix(f"the feedback {j} -> {i}", system.bound[c].adjoint, system.shapes[j])
+        back = np.ascontiguousarray(system.ratio(j, i) * transpose, dtype=np.float32)
         nodes[down] = nir.Affine(back, np.zeros(len(back), dtype=np.float32))
         edges += [(names[i], up), (up, names[j]), (names[j], down), (down, names[i])]
     last = names[network.read[0]]

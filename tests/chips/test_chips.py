@@ -280,3 +280,40 @@ def test_the_monitor_logs_angles_and_wants_some(tmp_path):
     run = L.Trainer(callbacks=[ep.FeedbackMonitor()], logger=logger, default_root_dir=tmp_path, **options)
     with pytest.raises(ValueError, match="feedback has no weights of its own"):
         run.fit(ep.EPLightningModule(ep.convert(ep.models.small_convolutional())), ep.DigitsDataModule())
+
+
+def noisy_and_separate():
+    model = ep.convert(dense(6, 5, 4, 3), feedback_weights="separate").eval()
+    return model, chips.add_read_noise(copy.deepcopy(model), 0.3)
+
+
+def test_nir_has_the_feedback_of_its_own_and_no_noise():
+    """Before, its transpose was written in the place of the feedback, in silence."""
+    plain, noisy = noisy_and_separate()
+    expected = plain.connections[0].module[0].feedback.weight.detach().T * plain.settings.between(1)[0]
+    for model in (plain, noisy):
+        nodes = ep.to_nir(model, (6,)).nodes
+        (back,) = (node for name, node in nodes.items() if "feedback" in name)
+        torch.testing.assert_close(torch.from_numpy(back.weight), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_noise_is_not_written_out_nor_counted():
+    plain, noisy = noisy_and_separate()
+    x, y = torch.rand(3, 6), torch.tensor([0, 1, 2])
+    for feedback in (False, True):
+        nets = [ep.to_snntorch(m, 8, feedback=feedback, input_shape=(6,)) for m in (plain, noisy)]
+        assert not [m for m in nets[1].modules() if type(m).__module__.startswith("ep_plugin")]
+        torch.testing.assert_close(nets[0](x), nets[1](x))
+    silent = chips.add_read_noise(noisy, 1e-12)
+    counts = [ep.count_operations(m, x, y).training for m in (plain, silent)]
+    assert counts[0].synaptic_operations == counts[1].synaptic_operations
+    assert counts[0].dense == counts[1].dense
+    assert chips.check_budget(silent, x, synapses=70, fan_in=10) == []
+
+
+def test_feedback_weights_are_compared_with_no_gradient():
+    model, _ = noisy_and_separate()
+    x, y = torch.rand(8, 6), torch.arange(8) % 3
+    found = ep.gradient_agreement(model.variant(encoder="graded"), x, y, F.cross_entropy)
+    assert len(found) == 6
+    assert not [own.name for own in found if ".feedback." in own.name]

@@ -1,0 +1,62 @@
+"""Noise in what neurons read of their synapses."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.linear.base import LinearMap, Tensors, register_linear
+from ep_plugin.validation import chosen, not_negative
+
+
+class ReadNoise(LinearMap, nn.Module):
+    """Noise on what neurons read of their synapses: the sum, times 1 + std * N(0, 1), drawn anew in every read.
+
+    In both phases, in training and in inference. What a weight learns from, its two neurons' traces, is not noisy.
+
+    Args:
+        std: of the factor; 0 or more.
+        direction: "up" for what the target reads; it then stands at a connection's end. "down" for what the source
+            reads of the feedback; it then stands at the beginning.
+
+    Raises:
+        ValueError: std is below 0, or the direction unknown.
+        TypeError: std is no number.
+
+    Example:
+        >>> noisy = Connection(nn.Sequential(ReadNoise(0.05, "down"), nn.Linear(32, 16), ReadNoise(0.05)), 0, 1)
+    """
+
+    def __init__(self, std: float, direction: Literal["up", "down"] = "up") -> None:
+        super().__init__()
+        self.std = not_negative("std", std)
+        self.direction = chosen("direction", direction, {"up": "up", "down": "down"})
+
+    def extra_repr(self) -> str:
+        return f"std={self.std}, {self.direction}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._read(x) if self.direction == "up" else x
+
+    def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self(x)
+
+    def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self(x)
+
+    def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
+        return self._read(y) if self.direction == "down" else y
+
+    def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
+        return []
+
+    def _read(self, sums: Tensor) -> Tensor:
+        return sums * torch.randn_like(sums).mul_(self.std).add_(1)
+
+
+def _itself(module: ReadNoise) -> ReadNoise:
+    return module
+
+
+register_linear(ReadNoise, _itself)
