@@ -33,6 +33,28 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: bar.update(task, description=text)
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar of how many are done, which is gone when the block ends. (`track` is gone when its iterator is.)
+
+    Args:
+        what: is done, such as "Making frames".
+        total: how many there are.
+
+    Returns:
+        A function to call when one is done.
+
+    Example:
+        >>> with counting("Reading", len(files)) as done:
+        ...     for file in files:
+        ...         read(file)
+        ...         done()
+    """
+    with _bar("{task.completed}/{task.total}") as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """The items, with a bar of how many have been taken.
 

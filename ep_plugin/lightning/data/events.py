@@ -14,6 +14,7 @@ from ep_plugin.lightning.data import event_sets
 from ep_plugin.lightning.data.event_sets import MakeSet
 from ep_plugin.lightning.data.folders import fingerprint
 from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images, time_first
+from ep_plugin.progress import counting
 from ep_plugin.validation import count, positive
 
 
@@ -149,16 +150,11 @@ class EventDataModule(ImageDataModule):
 
     def _read(self, made: Any, frames: np.ndarray, train: bool) -> Tensor:
         """Writes all frames, and gives the classes."""
-        from rich.progress import Progress
-
         labels = []
-        with Progress() as progress:  # `track`, held by an error, leaves its thread to the garbage collector
-            bar = progress.add_task(
-                f"Making frames of the {'training' if train else 'test'} recordings", total=len(made)
-            )
+        with counting(f"Making frames of the {'training' if train else 'test'} recordings", len(made)) as done:
             for place, number in enumerate(event_sets.in_order(made)):
                 labels.append(self._one(made, number, frames, place))
-                progress.advance(bar)
+                done()
         return torch.tensor(labels)
 
     def _one(self, made: Any, number: int, frames: np.ndarray, place: int) -> int:
