@@ -1,4 +1,7 @@
-"""What the commands say: nothing of other packages' making, and how to go on."""
+"""What the commands say: nothing of other packages' making, and how to go on.
+
+Those that take a quarter of a minute each: `pytest -m slow tests/lightning/test_quiet.py`.
+"""
 
 import logging
 import os
@@ -112,7 +115,10 @@ def test_commands_for_a_net_of_ones_own(command, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [["profile", "--model", "digits", "--repeats", "1"], ["compare", "--epochs", "1", "--train-samples", "64"]],
+    [
+        ["profile", "--model", "digits", "--repeats", "1"],
+        pytest.param(["compare", "--epochs", "1", "--train-samples", "64"], marks=pytest.mark.slow),
+    ],
     ids=lambda command: command[0],
 )
 def test_commands_of_the_packages_own_nets(command, tmp_path):
@@ -121,6 +127,7 @@ def test_commands_of_the_packages_own_nets(command, tmp_path):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_evaluate(tmp_path, data_dir):
     out, err = run(["evaluate", "mnist-2c2fc", "--data-dir", str(data_dir), "--batch-size", "1000"], tmp_path)
     assert re.fullmatch(r"mnist-2c2fc: test error .* of 10,000 images, .*\n", out)
@@ -251,7 +258,13 @@ def begun(arguments, where, file):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, sent, code):
     process = begun(["--trainer.max_epochs=100000"], tmp_path, "lightning_logs/version_0/checkpoints/*.ckpt")
     try:
