@@ -22,6 +22,7 @@ from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
+from ep_plugin.signals import Terminated
 
 
 class _Parser(LightningArgumentParser):
@@ -90,11 +91,11 @@ class _CommandLine(LightningCLI):
             csv_files.write_whole(self.trainer)
             checkpoint_files.write_whole(self.trainer)
             super()._run_subcommand(subcommand)
-        except KeyboardInterrupt:
-            _interrupted()
+        except KeyboardInterrupt as error:
+            _interrupted(error)
         except SystemExit as end:
-            if end.code == 1 and subcommand != "fit":  # with which Lightning ends what is interrupted
-                _interrupted()
+            if end.code == 1 and isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1
+                _interrupted(end.__context__)
             raise
         except CannotWrite as error:
             _stop(error)
@@ -133,9 +134,9 @@ def _stop(why: object) -> NoReturn:
     raise SystemExit(2)
 
 
-def _interrupted() -> NoReturn:
+def _interrupted(by: KeyboardInterrupt) -> NoReturn:
     print("ep-plugin: interrupted", file=sys.stderr)
-    raise SystemExit(130)
+    raise SystemExit(143 if isinstance(by, Terminated) else 130)
 
 
 def _places(trainer: L.Trainer) -> list[Path]:

@@ -282,3 +282,23 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, sent, code):
     assert command[-1] == match[2]
     out, _ = run([*command, f"--trainer.max_epochs={epochs}"], tmp_path)
     assert f"Trained {epochs} epochs" in out
+
+
+STOPS = """
+import os, signal
+import lightning as L
+class Stops(L.Callback):
+    def on_test_batch_start(self, *_):
+        os.kill(os.getpid(), signal.{})
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals")
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+def test_a_test_that_is_stopped_ends_with_the_code_of_the_signal(tmp_path, sent, code):
+    (tmp_path / "stops.py").write_text(STOPS.format(sent))
+    command = ["test", "--config", DIGITS, *SHORT, "--trainer.callbacks=stops.Stops"]
+    entry = [sys.executable, "-c", f"import sys; sys.argv[1:] = {command}; from ep_plugin.cli import main; main()"]
+    done = subprocess.run(entry, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == "ep-plugin: interrupted\n"
