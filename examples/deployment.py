@@ -20,7 +20,13 @@ from ep_plugin.files import origin, whole
 from ep_plugin.progress import track
 
 RESULTS = Path(__file__).parent / "results"
-NETWORKS = {"mnist-2c2fc": ep.MNISTDataModule, "fashion-mnist-2c2fc": ep.FashionMNISTDataModule}
+NETWORKS = {
+    "mnist-2c2fc-max": ep.MNISTDataModule,
+    "fashion-mnist-2c2fc-max": ep.FashionMNISTDataModule,
+    "mnist-vgg": ep.MNISTDataModule,
+    "mnist-2c2fc": ep.MNISTDataModule,
+    "fashion-mnist-2c2fc": ep.FashionMNISTDataModule,
+}
 STEPS = (1, 2, 4, 8, 16, 25, 50, 100)
 FEEDBACK = "snnTorch with the feedback"
 COLOURS = {
