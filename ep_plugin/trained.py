@@ -14,7 +14,7 @@ from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
-from ep_plugin.models import convolutional_2c2fc
+from ep_plugin.models import convolutional_2c2fc, residual, vgg
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
 
@@ -25,6 +25,9 @@ PRETRAINED = {
     "fashion-mnist-2c2fc-max": "FashionMNISTDataModule",
 }
 """Name -> the data module of the images that the network was trained on."""
+
+NETS = {function.__name__: function for function in (convolutional_2c2fc, vgg, residual)}
+"""Name -> the function of `ep_plugin.models` that makes the net which a file holds the weights of."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -69,29 +72,38 @@ def load(path: Path) -> ConvergentNetwork:
     settings = {name: _made(value) for name, value in found["settings"].items() if name != "time_axis"}  # the net's own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)
-        model = convert(convolutional_2c2fc(**found["net"]), **settings)
+        model = convert(NETS[found.get("function", "convolutional_2c2fc")](**found["net"]), **settings)
     model.load_state_dict(found["state_dict"])
     return model.eval()
 
 
-def save(model: ConvergentNetwork, net: dict[str, Any], path: Path, origin: dict[str, Any] | None = None) -> None:
+def save(
+    model: ConvergentNetwork,
+    net: dict[str, Any],
+    path: Path,
+    origin: dict[str, Any] | None = None,
+    function: str = "convolutional_2c2fc",
+) -> None:
     """Writes a trained network as plain data: weights, shape and settings.
 
     Args:
-        model: a converted `convolutional_2c2fc(**net)`.
-        net: the arguments of that function.
+        model: the converted net.
+        net: the arguments of the function that made the net.
         path: the file to write.
         origin: how it was trained, as plain data: recipe, seed, versions.
+        function: the name of that function: one of `NETS`.
 
     Raises:
         ValueError: the file cannot be written, or cannot hold the origin; or an encoder or estimator is not of this
-            package, so that `load` would not know it.
+            package, so that `load` would not know it; or the function is unknown.
     """
     if origin is not None and any(type(value) not in (str, int, float, bool) for value in origin.values()):
         raise ValueError(f"origin is {origin!r}; expected strings and numbers, which a file can hold")
     state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
     settings = {name: _plain(name, value) for name, value in vars(model.settings).items()}
-    files.save({"net": net, "settings": settings, "state_dict": state, "origin": origin or {}}, path)
+    files.save(
+        {"function": function, "net": net, "settings": settings, "state_dict": state, "origin": origin or {}}, path
+    )
 
 
 def _plain(name: str, value: Any) -> Any:

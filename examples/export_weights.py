@@ -28,7 +28,7 @@ def main(
     described = cli.config["model"]["init_args"]["model"]["init_args"]
     net = {name: list(v) if isinstance(v, tuple) else v for name, v in described["net"]["init_args"].items()}
     origin = {"recipe": recipe.stem, "seed": seed, "epochs": saved["epoch"] + 1, "torch": str(torch.__version__)}
-    save(cli.model.model, net, output, origin)
+    save(cli.model.model, net, output, origin, described["net"]["class_path"].rpartition(".")[2])
     print(f"wrote {output}: {output.stat().st_size / 2**20:.1f} MB")
 
 
