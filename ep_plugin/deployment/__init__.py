@@ -169,7 +169,7 @@ def _written_out(
     charged_by_hand: bool,
 ) -> fx.GraphModule:
     count("num_steps", num_steps)
-    _check(model, shapes is not None)
+    require_forward(model, shapes is not None)
     with torch.no_grad():
         loop = Loop(model, num_steps, spikes, shapes, neuron, charged_by_hand)
         try:
@@ -187,7 +187,12 @@ def _written_out(
     return net.eval()
 
 
-def _check(model: ConvergentNetwork, feedback: bool) -> None:
+def require_forward(model: ConvergentNetwork, feedback: bool = False) -> None:
+    """Refuses what a forward loop cannot run, and warns of a feedback that it would miss.
+
+    Raises:
+        ValueError: a layer or connection has no counterpart in a forward loop, with the reason and the way out.
+    """
     layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
     for l, layer in enumerate(layers):
         projection = layer.activation.projection

@@ -32,6 +32,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.nir.forward import forward_graph
 from ep_plugin.validation import input_shape as resolved_shape
 
 _MOST_SYNAPSES = 2**28  # of one matrix: 1 GiB in float32
@@ -44,11 +45,15 @@ Function = Callable[[Tensor], Tensor]
 Matrix = tuple[np.ndarray, np.ndarray]
 
 
-def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -> nir.NIRGraph:
-    """The network as a NIR graph, feedback included; `nir.write("net.nir", graph)` makes it a file.
+def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None, feedback: bool = True) -> nir.NIRGraph:
+    """The network as a NIR graph; `nir.write("net.nir", graph)` makes it a file.
+
+    With its feedback it is the settled circuit. With `feedback=False` it is the plain net that `to_snntorch` runs:
+    a node per module, with convolutions, pooling and Flatten as nodes, and each layer in its own shape. Membranes
+    start at 0 in a graph; where a tool lets you, start them at half the threshold, as `to_snntorch` does.
 
     The graph's neurons are integrate-and-fire neurons whatever `model.encoder` is, and its modules
-    are those of `model.eval()`. Nodes: "input" and "output"; "input_stem" and "readout" (left out if
+    are those of `model.eval()`. Nodes, with the feedback: "input" and "output"; "input_stem" and "readout" (left out if
     there is none); "layer_l" for every layer; "layer_i_connection_c" and "layer_j_feedback_c" for
     connection c from i to j. Metadata: "reset" is "subtract" and "dt" 1, since NIR itself only
     knows a reset to a value.
@@ -63,6 +68,7 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -
     Args:
         model: the network.
         input_shape: of one input, without the batch; needed where the first module leaves it open.
+        feedback: write the feedback too. Without it, weights of a connection back or within a level are refused.
 
     Returns:
         The graph.
@@ -70,18 +76,23 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None) -
     Raises:
         ValueError: NIR cannot represent it: an activation other than the hard sigmoid, several driven or
             read layers, a stem, readout or connection that is not linear (max pooling, say), or a matrix
-            of more than 2^28 entries. Or the input's shape is missing or does not fit.
+            of more than 2^28 entries; without the feedback, a module that has no node. Or the input's shape is
+            missing or does not fit.
+        TypeError: `feedback` is neither True nor False.
 
     Example:
         >>> nir.write("net.nir", to_nir(model, (1, 28, 28)))
     """
+    if not isinstance(feedback, bool):
+        raise TypeError(f"feedback is {feedback!r}; expected True or False")
     _check(model)
     shape = resolved_shape(model.stem, input_shape, "to_nir(model, (1, 28, 28))")
     network = copy.deepcopy(model).to("cpu", torch.float64).eval().variant(encoder="graded", time_varying=False)
     add_read_noise(network, 0)  # a chip brings its own
     with torch.no_grad():
         system = network.system(torch.zeros(1, *shape, dtype=torch.float64))
-        return nir.NIRGraph(*_graph(network, system, shape), metadata={"reset": "subtract", "dt": 1.0})
+        graph = _graph if feedback else forward_graph
+        return nir.NIRGraph(*graph(network, system, shape), metadata={"reset": "subtract", "dt": 1.0})
 
 
 def _check(model: ConvergentNetwork) -> None:
