@@ -223,7 +223,7 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="mnist-2c2fc, fashion-mnist-2c2fc, or either with -max.")],
+    name: Annotated[str, typer.Argument(help="mnist-2c2fc, fashion-mnist-2c2fc, either with -max, or mnist-vgg.")],
     data_dir: Annotated[Path, typer.Option(help="Where the images lie, in torchvision's layout.")] = Path("data"),
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
 ) -> None:

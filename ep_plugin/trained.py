@@ -23,6 +23,7 @@ PRETRAINED = {
     "fashion-mnist-2c2fc": "FashionMNISTDataModule",
     "mnist-2c2fc-max": "MNISTDataModule",
     "fashion-mnist-2c2fc-max": "FashionMNISTDataModule",
+    "mnist-vgg": "MNISTDataModule",
 }
 """Name -> the data module of the images that the network was trained on."""
 
@@ -42,15 +43,16 @@ _KINDS: dict[str, Any] = {
 
 
 def pretrained(name: str) -> ConvergentNetwork:
-    """A spiking 2C2FC network trained by equilibrium propagation alone, in evaluation mode.
+    """A spiking network trained by equilibrium propagation alone, in evaluation mode.
 
     It takes images `[B, 1, 28, 28]` in [0, 1] and gives the scores of ten classes, `[B, 10]`. How it
-    was trained, and its test error, stand in `examples/README.md`; `ep-plugin evaluate NAME` measures
-    the error anew.
+    was trained, and its test error, stand in `examples/guide/results.md`; `ep-plugin evaluate NAME` measures
+    the error again.
 
     Args:
-        name: "mnist-2c2fc" or "fashion-mnist-2c2fc", which pool by the average and were trained on augmented images;
-            or "mnist-2c2fc-max" or "fashion-mnist-2c2fc-max", which pool by the maximum, without augmentation.
+        name: "mnist-2c2fc" or "fashion-mnist-2c2fc", which pool by the average; "mnist-2c2fc-max" or
+            "fashion-mnist-2c2fc-max", which pool by the maximum; or "mnist-vgg", of seven layers. All but the last
+            were trained without augmentation.
 
     Returns:
         The network, with default settings: signed events, and a readout that sees nothing else.

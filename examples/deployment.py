@@ -5,6 +5,7 @@
 The picture, and the numbers in it, go to examples/results/.
 """
 
+import json
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,13 @@ NETWORKS = {
     "mnist-vgg": ep.MNISTDataModule,
     "mnist-2c2fc": ep.MNISTDataModule,
     "fashion-mnist-2c2fc": ep.FashionMNISTDataModule,
+}
+RECIPES = {
+    "mnist-2c2fc-max": "mnist-2c2fc-max",
+    "fashion-mnist-2c2fc-max": "fashion-2c2fc-max",
+    "mnist-vgg": "mnist-vgg",
+    "mnist-2c2fc": "mnist-2c2fc-average",
+    "fashion-mnist-2c2fc": "fashion-2c2fc-average",
 }
 STEPS = (1, 2, 4, 8, 16, 25, 50, 100)
 FEEDBACK = "snnTorch with the feedback"
@@ -64,67 +72,94 @@ def main(
     data_dir: Annotated[Path, typer.Option(help="Directory that holds MNIST/raw and FashionMNIST/raw.")] = Path("data"),
     output_dir: Annotated[Path, typer.Option(help="Where the picture and its numbers go.")] = RESULTS,
     most: Annotated[int, typer.Option(help="Steps of the longest loop.")] = STEPS[-1],
+    only: Annotated[list[str] | None, typer.Option(help="Networks to measure; the others' rows stay.")] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only draw what has been measured.")] = False,
 ) -> None:
     """Measures all test images."""
-    rows: list[dict] = []
-    for name, kind in NETWORKS.items():
-        model, data = ep.pretrained(name), kind(data_dir, batch_size=100)
-        data.setup()
-        settled, seen = 0, 0
-        steps = [t for t in STEPS if t <= most]
-        short = [t for t in steps if t <= 25]
-        loops = {
-            **{loop: (net, steps) for loop, net in nets(model, steps[-1]).items() if loop in ("snnTorch", "Norse")},
-            **{loop: (net, short) for loop, net in nets(model, short[-1]).items() if "," in loop},
-        }
-        # Its readout leaves out the first quarter, so that every length is a net of its own.
-        longer = [t for t in short if t >= 4]
-        through = {t: ep.to_snntorch(model, t, feedback=True, input_shape=(1, 28, 28)) for t in longer}
-        wrong = {loop: torch.zeros(len(own)) for loop, (_, own) in loops.items()}
-        wrong[FEEDBACK] = torch.zeros(len(longer))
-        for x, y in track(data.test_dataloader(), name):
-            with torch.no_grad():
-                settled += int((model(x).argmax(1) != y).sum())
-                found = [int((net(x).argmax(1) != y).sum()) for net in through.values()]
-            wrong[FEEDBACK] += torch.tensor(found)
-            for loop, (net, own) in loops.items():
-                wrong[loop] += errors(net, x, y, own)
-            seen += len(x)
-        rows.append({"network": name, "loop": "settled", "steps": None, "test_error": 100 * settled / seen})
-        for loop, own in [*((loop, own) for loop, (_, own) in loops.items()), (FEEDBACK, longer)]:
-            rows += [
-                {"network": name, "loop": loop, "steps": t, "test_error": 100 * float(n) / seen}
-                for t, n in zip(own, wrong[loop], strict=True)
-            ]
-        print(pd.DataFrame(rows).to_string(), flush=True)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        told = {"steps_of_the_longest": most, **origin()}
-        with whole(output_dir / "deployment.csv") as part:
-            pd.DataFrame([row | told for row in rows]).to_csv(part, index=False, float_format="%.5g")
-    picture(pd.DataFrame(rows), output_dir)
+    path = output_dir / "deployment.csv"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name in [] if redraw else only or NETWORKS:
+        measured = pd.DataFrame(rows(name, data_dir, most)).assign(steps_of_the_longest=most, **origin())
+        kept = pd.read_csv(path) if path.exists() else measured[:0]
+        table = pd.concat([kept[kept.network != name], measured])
+        with whole(path) as part:
+            table.to_csv(part, index=False, float_format="%.5g")
+        print(measured[["network", "loop", "steps", "test_error"]].to_string(), flush=True)
+    picture(pd.read_csv(path), output_dir)
+
+
+def rows(name: str, data_dir: Path, most: int) -> list[dict]:
+    """Test error of the settled network and of its plain nets."""
+    model, data = ep.pretrained(name), NETWORKS[name](data_dir, batch_size=50)
+    data.setup()
+    settled, seen = 0, 0
+    steps = [t for t in STEPS if t <= most]
+    short = [t for t in steps if t <= 25]
+    loops = {
+        loop: (net, own)
+        for own, wanted in ((steps, ("snnTorch",)), (short, (*tuple(COLOURS)[1:], ORIGINAL)))
+        for loop, net in nets(model, own[-1]).items()
+        if loop in wanted
+    }
+    through = with_feedback(model, [t for t in short if t >= 4])
+    wrong = {loop: torch.zeros(len(own)) for loop, (_, own) in loops.items()}
+    back = torch.zeros(len(through))
+    for x, y in track(data.test_dataloader(), name):
+        with torch.no_grad():
+            settled += int((model(x).argmax(1) != y).sum())
+            back += torch.tensor([int((net(x).argmax(1) != y).sum()) for net in through.values()])
+        for loop, (net, own) in loops.items():
+            wrong[loop] += errors(net, x, y, own)
+        seen += len(x)
+    found = [("settled", None, settled)]
+    found += [(loop, t, n) for loop, (_, own) in loops.items() for t, n in zip(own, wrong[loop].tolist(), strict=True)]
+    found += [(FEEDBACK, t, n) for t, n in zip(through, back.tolist(), strict=True)]
+    return [{"network": name, "loop": l, "steps": t, "test_error": 100 * n / seen} for l, t, n in found]
+
+
+def with_feedback(model: ep.ConvergentNetwork, steps: list[int]) -> dict[int, nn.Module]:
+    """The plain nets that have the feedback too. Their readout leaves out the first quarter of the steps, so that every
+    length is a separate net. None of a net with max pooling, or deeper than three layers, where it would take long."""
+    if len(model.layers) > 3 or not all(c.is_linear for c in model.connections):
+        return {}
+    return {t: ep.to_snntorch(model, t, feedback=True, input_shape=(1, 28, 28)) for t in steps}
+
+
+def bptt(name: str) -> tuple[int, float] | None:
+    """Steps and mean test error of the same net trained by BPTT, if that was recorded."""
+    recipe = f"{RECIPES[name]}-bptt-snntorch"
+    lines = [json.loads(line) for line in (RESULTS / "results.jsonl").read_text().splitlines()]
+    ends = [r for r in lines if r["name"] == recipe and r["epoch"] == r["epochs"] and r["watched"] == "test"]
+    return (int(ends[-1]["steps"]), sum(r["error"] for r in ends) / len(ends)) if ends else None
 
 
 def picture(table: pd.DataFrame, output_dir: Path) -> None:
-    """Test error over steps, a panel a network."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axis, (name, own) in zip(figure.subplots(1, len(NETWORKS)), table.groupby("network", sort=False), strict=True):
+    """Test error over steps, a panel per network."""
+    names = [name for name in NETWORKS if (table.network == name).any()]
+    figure = Figure(figsize=(11, 3.6 * -(-len(names) // 3)), layout="constrained")
+    for k, name in enumerate(names):
+        axis, own = figure.add_subplot(-(-len(names) // 3), 3, k + 1), table[table.network == name]
         settled = own[own.loop == "settled"].test_error.item()
         axis.axhline(settled, color="#c44e52", linestyle="--", linewidth=1.2, label=f"settled: {settled:.2f} %")
         for loop, colour in COLOURS.items():
             line = own[own.loop == loop]
+            if line.empty:
+                continue
             style = "--" if loop == "Norse" else "-"  # it fires the same spikes
             width = 3 if loop == "snnTorch" else 1.5
             axis.plot(line.steps, line.test_error, style, color=colour, marker="o", markersize=4, lw=width, label=loop)
-        original = own[(own.loop == ORIGINAL)].iloc[-1]
+        if found := bptt(name):
+            axis.plot(*found, "D", color="#8172b3", label=f"trained by BPTT: {found[1]:.2f} %")
         axis.set(title=name, xlabel="steps of the loop", ylabel="test error (%)", xscale="log", ylim=(0, 2.6 * settled))
         measured = sorted({int(t) for t in own.steps.dropna()})
         axis.set_xticks(measured, [str(t) for t in measured])
         axis.minorticks_off()
+        original = own[own.loop == ORIGINAL].iloc[-1]
         note = f"the original's loop, leak 0.5:\n{original.test_error:.1f} % at {original.steps:.0f} steps"
         axis.text(0.98, 0.03, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=8)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=7)
     with whole(output_dir / "deployment.png") as part:
         figure.savefig(part, dpi=120)
     print("wrote deployment.png")
