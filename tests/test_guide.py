@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from importlib import import_module
 
 import pytest
 import torch
@@ -62,12 +63,22 @@ def test_the_commands_of_all_pages_exist():
 
 
 def test_the_reference_has_every_public_name_once():
-    """Those of the package, of its reference nets, of its pictures and of the limits of chips."""
-    found = re.findall(r"^::: (ep_plugin[\w.]*)\.(\w+)$", (GUIDE / "api.md").read_text(), re.M)
+    """Of the package, its reference nets, its pictures and the limits of chips; and names of its modules that exist."""
+    public_part, deeper = (
+        re.findall(r"^::: (ep_plugin[\w.]*)\.(\w+)$", part, re.M)
+        for part in (GUIDE / "api.md").read_text().split("## Extend\n")
+    )
     nets = set(ep.models.__all__) - {"REFERENCE_NETS"}
     public = {"ep_plugin": ep.__all__, "ep_plugin.models": nets}
     public |= {f"ep_plugin.{name}": getattr(ep, name).__all__ for name in ("plots", "chips")}
-    assert sorted(found) == sorted((home, name) for home, names in public.items() for name in names)
+    assert sorted(public_part) == sorted((home, name) for home, names in public.items() for name in names)
+    assert len(set(deeper)) == len(deeper)
+    for home, name in deeper:
+        assert hasattr(import_module(home), name), f"{home}.{name}"
+    extending = (GUIDE / "extending.md").read_text()
+    for names in re.findall(r"^from ep_plugin\.\S+ import (.+)$", extending, re.M):
+        missing = set(names.split(", ")) - {name for _, name in public_part + deeper}
+        assert not missing, f"extending.md imports {missing}"
 
 
 @pytest.fixture(scope="module")
