@@ -53,7 +53,7 @@ EP = {
     "none": by_ep(),
     "weights of 8 bits": by_ep(bits=8),
     "weights of 4 bits": by_ep(bits=4),
-    "feedback of its own": by_ep(separate=True),
+    "separate feedback": by_ep(separate=True),
     "fixed spikes": by_ep(fixed=True),
     "mismatch 10 %": by_ep(mismatch=0.1),
     "read noise 10 %": by_ep(noise=0.1),
@@ -96,7 +96,7 @@ def after_bptt(net: nn.Module) -> dict[str, nn.Module]:
 def main(
     data_dir: Annotated[Path, typer.Option(help="Directory that holds MNIST/raw.")] = Path("data"),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 3,
-    seeds: Annotated[int, typer.Option(help="Train so many of each.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Seeds of each.")] = 1,
     only: Annotated[str, typer.Option(help="Only limits whose name has this in it; 'BPTT' for that.")] = "",
     results: Annotated[Path, typer.Option(help="Where the rows go.")] = RESULTS,
 ) -> None:
