@@ -120,18 +120,27 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "analysis",
     "chips",
+    "comparison",
     "conversion",
+    "deployment",
     "dynamics",
     "estimators",
     "lightning",
     "linear",
     "models",
     "neurons",
+    "nir",
     "plots",
 )
 
-_NEEDS = {"neurons.norse": "norse", "nir.reading": "nir", "nir.writing": "nir"}
-_PRESENT = [name for name, home in _HOME.items() if home not in _NEEDS or _installed(_NEEDS[home])]
+_NEEDS = {"neurons.norse": "norse", "nir": "nir", "nir.reading": "nir", "nir.writing": "nir"}
+
+
+def _usable(home: str) -> bool:
+    return home not in _NEEDS or _installed(_NEEDS[home])
+
+
+_PRESENT = [name for name, home in _HOME.items() if _usable(home)]
 
 __all__ = sorted(_PRESENT)  # `import *` must not ask for an optional package that is not there
 
@@ -148,4 +157,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PRESENT, *_SUBMODULES})
+    return sorted({*globals(), *_PRESENT, *filter(_usable, _SUBMODULES)})

@@ -78,6 +78,12 @@ def test_every_public_name_is_listed_and_nothing_else_is():
     assert sorted(set(space) - {"__builtins__"}) == NAMES
 
 
+def test_modules_that_the_guide_names_are_there_after_the_import():
+    """`help(ep_plugin.nir.modules)` and the like, before anything else was asked for."""
+    code = "import ep_plugin as ep; print(ep.nir.modules, ep.deployment, ep.comparison.CONTENDERS, ep.analysis.LOIHI)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'conv'"):
         ep_plugin.conv  # noqa: B018

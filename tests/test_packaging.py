@@ -90,12 +90,12 @@ CORE = """
 import sys, torch, snntorch as snn
 import ep_plugin as ep
 from ep_plugin import *
-assert "ConvergentLIFBoxCell" not in ep.__all__ and "to_nir" not in dir(ep)
+assert "ConvergentLIFBoxCell" not in ep.__all__ and not {"to_nir", "nir"} & set(dir(ep))
 net = torch.nn.Sequential(torch.nn.Linear(64, 20), snn.Leaky(beta=.9, init_hidden=True), torch.nn.Linear(20, 10))
 model = ep.convert(net)
 model(torch.rand(2, 64)).sum().backward()
 print(ep.to_snntorch(model, num_steps=4)(torch.rand(2, 64)).shape)
-for ask in (lambda: ep.to_nir, lambda: ep.ConvergentLIFBoxCell, lambda: ep.to_norse(model)):
+for ask in (lambda: ep.to_nir, lambda: ep.nir, lambda: ep.ConvergentLIFBoxCell, lambda: ep.to_norse(model)):
     try:
         ask()
     except ModuleNotFoundError as error:
@@ -108,6 +108,7 @@ def test_the_core_alone_converts_trains_and_names_what_is_missing(without):
     assert told[0] == "torch.Size([2, 10])"
     assert [line.split(" or ")[0] for line in told[1:]] == [
         "ep_plugin.to_nir needs nir, which is not installed: pip install nir,",
+        "ep_plugin.nir needs nir, which is not installed: pip install nir,",
         "ep_plugin.ConvergentLIFBoxCell needs norse, which is not installed: pip install norse,",
         "to_norse needs norse, which is not installed: pip install norse,",
     ]
