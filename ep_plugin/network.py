@@ -40,51 +40,50 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class ConvergentNetwork(nn.Module):
     """Neurons that settle to an equilibrium under bidirectional connections.
 
-    The stem runs once and drives the first layer; the layers and connections relax; the readout
-    sees the equilibrium of the last layer. Stem and readout are ordinary modules under autograd.
-    What lies between them gets its gradient from `estimator`.
+    The stem runs once and drives the first layer. The layers and connections relax. The readout sees the equilibrium of
+    the last layer. Stem and readout are ordinary modules under autograd. Everything between them gets its gradient from
+    `estimator`.
 
     Args:
-        stem: input -> drive of the first layer, `[B, ...]`; if several layers are `driven`, a tuple of
-            theirs.
+        stem: input -> drive of the first layer, `[B, ...]`; if several layers are `driven`, a tuple with the drive
+            of each.
         layers: the neurons.
-        connections: edges among the layers: a chain, with skips, lateral or backward ones.
-        readout: equilibrium of the last layer -> output; if several layers are `read`, it takes as many
-            arguments. None gives the equilibrium itself (a tuple of several).
-        encoder: what neurons send: "adaptive_delta" (signed events), "predictive_sigma_delta",
-            "sigma_delta", "bernoulli" (binary spikes), "graded", or an encoder.
-        observe: "trace" or "membrane": whether readout and contrasts see only what spikes tell, or the
+        connections: edges among the layers: a chain, and also skip, lateral or backward connections.
+        readout: equilibrium of the last layer -> output; if several layers are `read`, it takes one argument per
+            layer. None returns the equilibrium itself (a tuple if several layers are read).
+        encoder: what neurons send: "adaptive_delta" (signed events), "predictive_sigma_delta", "sigma_delta" or
+            "bernoulli" (binary spikes), "graded" (no spikes), or an encoder.
+        observe: "trace" or "membrane": whether readout and contrasts see only what the spikes carry, or the
             neurons' own states.
-        feedback: strength of the feedback from a level to the one below, in (0, 1], or one for each step
-            between levels, from the lowest. None is 0.02. Weights grow in training, and with them what goes
-            around the loops: a strong feedback keeps a trained net from settling, and its gradient is lost.
+        feedback: strength of the feedback from a level to the one below, in (0, 1], or one number for each step
+            between levels, from the lowest. None is 0.02. Weights grow in training, and the gain of the
+            loops through the feedback grows with them: a strong feedback keeps a trained net from settling, and its
+            gradient is lost.
         relaxation: how the free phase settles.
-        estimator: `EquilibriumPropagation`, `FullPhaseEP`, `BackpropThroughTime` or
-            `ImplicitDifferentiation`.
-        time_varying: the input changes over time, `[T, B, ...]`, as snnTorch's `spikegen` makes it and
-            event data come. The free phase shows the frames in turn, each for the same number of steps.
-            What the theory promises holds for a constant input. Here neurons follow the frames as far as
-            they can, and the gradient is that around the mean states of the last half of the frames, under
-            these frames' mean drive: good for rate codes, whose mean is the message, and not for codes of
-            single spikes' times, unless pixels stay on after their spike:
-            `spikegen.latency(..., clip=True).cumsum(0)`.
-        time_axis: of the frames in a time-varying input: 1 for `[B, T, ...]`, -1 for `[B, ..., T]`.
+        estimator: `EquilibriumPropagation`, `FullPhaseEP`, `BackpropThroughTime` or `ImplicitDifferentiation`.
+        time_varying: the input changes over time, `[T, B, ...]`, as from snnTorch's `spikegen` or in event data. The
+            free phase shows the frames one after the other, each for the same number of steps. The theory is for
+            a constant input. Here neurons follow the frames as far as they can, and the gradient is that around
+            the mean states of the last half of the frames, under the mean drive of these frames. This works for
+            rate codes, whose message is the mean. It does not work for codes of single spike times, unless pixels
+            stay on after their spike: `spikegen.latency(..., clip=True).cumsum(0)`.
+        time_axis: where the frames are in a time-varying input: 1 for `[B, T, ...]`, -1 for `[B, ..., T]`.
         driven: the layers that the stem drives.
         read: the layers that the readout sees; by default the last one.
 
     Attributes:
         settings: encoder, observe, feedback, relaxation, estimator, time_varying and time_axis in one object.
             Each of them can also be set at any time as an attribute of the network.
-        event_weights: of fixed events; None for other encoders.
+        event_weights: the weights of fixed events; None for other encoders.
 
     Raises:
-        ValueError: a setting out of its range, or a graph that does not reach a layer.
-        TypeError: a setting of a wrong type.
+        ValueError: a setting is out of its range, or a layer cannot be reached in the graph.
+        TypeError: a setting has a wrong type.
 
     Example:
-        >>> model = ConvergentNetwork(
-        ...     nn.Linear(64, 32), [Layer(), Layer()], [Connection(nn.Linear(32, 16), 0, 1)], nn.Linear(16, 10)
-        ... )
+        >>> layers = [ep.Layer(), ep.Layer()]
+        >>> connections = [ep.Connection(nn.Linear(32, 16), source=0, target=1)]
+        >>> model = ep.ConvergentNetwork(nn.Linear(64, 32), layers, connections, nn.Linear(16, 10))
         >>> model(torch.rand(5, 64)).shape
         torch.Size([5, 10])
     """
@@ -138,7 +137,7 @@ class ConvergentNetwork(nn.Module):
         )
 
     def variant(self, **changes: Any) -> "ConvergentNetwork":
-        """The same network with other settings: it shares all modules and parameters with this one.
+        """The same network with other settings. It shares all modules and parameters with this one.
 
         Args:
             changes: any of the constructor's `encoder`, `observe`, `feedback`, `relaxation`, `estimator`,
@@ -149,7 +148,7 @@ class ConvergentNetwork(nn.Module):
 
         Raises:
             ValueError: a setting is out of its range.
-            TypeError: a setting is unknown or of a wrong type.
+            TypeError: a setting is unknown or has a wrong type.
 
         Example:
             >>> graded = model.variant(encoder="graded")
@@ -166,7 +165,7 @@ class ConvergentNetwork(nn.Module):
         return other
 
     def reset_event_weights(self) -> None:
-        """Forgets the constants of fixed events; they are found anew in training mode, for the present settings."""
+        """Forgets the weights of fixed events. Training mode finds them again, for the present settings."""
         if is_fixed(self.encoder):
             self.event_weights = EventWeights(len(self.layers), self.steps, self._found_with())
             self.event_weights.to(self._layers()[0].threshold.device).train(self.training)
@@ -187,18 +186,18 @@ class ConvergentNetwork(nn.Module):
     def forward(self, x: Tensor, return_equilibrium: Literal[True]) -> tuple[Tensor, Equilibrium]: ...
 
     def forward(self, x: Tensor, return_equilibrium: bool = False) -> Tensor | tuple[Tensor, Equilibrium]:
-        """The readout of the equilibrium that `x` leads to.
+        """Settles, and returns the readout of the equilibrium.
 
         Args:
             x: `[B, ...]`, or `[T, B, ...]` if `time_varying` (T along `time_axis`).
-            return_equilibrium: also return the equilibrium that it was read from (without a graph).
+            return_equilibrium: also return the equilibrium that the readout saw (without a graph).
 
         Returns:
-            The output `[B, ...]`, or it and the `Equilibrium`.
+            The output `[B, ...]`; with `return_equilibrium` a pair of the output and the `Equilibrium`.
 
         Raises:
             ValueError: `x` has a wrong shape, or holds NaN.
-            TypeError: `x` is no tensor of floating point numbers.
+            TypeError: `x` is not a tensor of floating point numbers.
             FloatingPointError: a weight or state is not finite.
         """
         system = self.system(x)
@@ -212,7 +211,7 @@ class ConvergentNetwork(nn.Module):
 
     @torch.no_grad()
     def free_phase(self, x: Tensor, record: bool = False) -> Equilibrium:
-        """The free phase alone.
+        """Runs the free phase alone.
 
         Args:
             x: as in `forward`.
@@ -222,7 +221,9 @@ class ConvergentNetwork(nn.Module):
             The equilibrium.
 
         Raises:
-            ValueError, TypeError, FloatingPointError: as `forward`; or the record would not fit into memory.
+            ValueError: as `forward`; or the record would not fit into memory.
+            TypeError: as `forward`.
+            FloatingPointError: as `forward`.
         """
         system = self.system(x)
         relaxation, sender = self._settling(system)
@@ -234,19 +235,20 @@ class ConvergentNetwork(nn.Module):
         return free.equilibrium()
 
     def nudged_phase(self, x: Tensor, y: Tensor, loss: Loss, record: bool = False) -> Deviations:
-        """The nudged phase of `EquilibriumPropagation` that follows a free one.
+        """Runs a free phase and the nudged phase of `EquilibriumPropagation` after it.
 
         Args:
             x: as in `forward`.
-            y: what `loss` takes beside the output.
+            y: the second argument of `loss`.
             loss: (output, y) -> scalar.
             record: keep deviations, traces and events of every step in `Deviations.trajectory`.
 
         Returns:
-            By how much each layer is moved; for symmetric nudging the two phases' samples one after the other.
+            How far each layer is moved. With symmetric nudging the second phase's samples follow those of the first.
 
         Raises:
-            ValueError, TypeError: as `forward`; the record would not fit into memory, or the estimator is another one.
+            ValueError: as `forward`; the record would not fit into memory; or the estimator is another one.
+            TypeError: as `forward`.
         """
         estimator = self.estimator
         if not isinstance(estimator, EquilibriumPropagation):
@@ -268,14 +270,14 @@ class ConvergentNetwork(nn.Module):
             return estimator.phases(system, free.point, gradients, sender, relaxation, self.observe, record)[0]
 
     def energy(self, states: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Energy of each sample, `[B]`.
+        """Energy of each sample.
 
         Args:
             states: of all layers, `[B, ...]`.
             x: the input, as in `forward`.
 
         Returns:
-            E of the module `ep_plugin.dynamics.system`.
+            The energy E that `ep_plugin.dynamics.system` defines, `[B]`.
 
         Raises:
             ValueError: as `forward`, or an activation has no potential.
@@ -283,16 +285,17 @@ class ConvergentNetwork(nn.Module):
         return self.system(x).energy(states)
 
     def system(self, x: Tensor) -> System:
-        """The equations for a batch under the present settings, with products in autocast's dtype if it is on.
+        """The equations for a batch under the present settings, with products in autocast's dtype if autocast is on.
 
         Args:
             x: as in `forward`.
 
         Returns:
-            The system, its values on autograd's graph.
+            The system. Its values are on autograd's graph.
 
         Raises:
-            ValueError, TypeError: as `forward`.
+            ValueError: as `forward`.
+            TypeError: as `forward`.
         """
         check_input(x, self.stem, self.time_axis if self.time_varying else None)
         x = x.movedim(self.time_axis, 0) if self.time_varying else x

@@ -51,10 +51,9 @@ class Part:
     """Part of a training step.
 
     Attributes:
-        phase: "stem", "free phase", "readout and loss"; of equilibrium propagation "nudged phases" and
-            "contrast", of implicit differentiation "adjoint"; and "other", such as autograd's own backward
-            pass.
-        name: what of the phase: "0 -> 1 up", "0 -> 1 down", "layer 1 neurons", "rest"; "all" if it has no
+        phase: "stem", "free phase", "readout and loss"; with equilibrium propagation also "nudged phases" and
+            "contrast", with implicit differentiation "adjoint"; and "other", such as autograd's own backward pass.
+        name: the part of the phase: "0 -> 1 up", "0 -> 1 down", "layer 1 neurons", "rest"; "all" if the phase has no
             parts.
         calls: how often it ran in one training step.
         seconds: time of all these calls.
@@ -68,12 +67,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Profile:
-    """A training step's parts in the order they first ran.
+    """A training step's parts in the order in which they first ran.
 
     Attributes:
         parts: means over the repetitions; their seconds add up to `profiled`.
         seconds: median time of a step that is not profiled.
-        profiled: mean time of a profiled step: more, as the clock is read so often.
+        profiled: mean time of a profiled step. It is longer, because the clock is read so often.
+
+    Example:
+        >>> result = ep.profile(model, x, y, repeats=2)
+        >>> slowest = max(result.parts, key=lambda part: part.seconds)
     """
 
     parts: tuple[Part, ...]
@@ -90,24 +93,24 @@ def profile(
 ) -> Profile:
     """Times `repeats` training steps (the loss and its gradients, no optimizer).
 
-    Gradients that the parameters hold are lost. Autocast around the call holds for the steps too.
+    The parameters' present gradients are lost. Autocast around the call also applies to the steps.
 
     Args:
         model: a `ConvergentNetwork`, with any gradient estimator.
         x: one batch, `[B, ...]`.
-        y: what the loss wants beside the output.
+        y: the second argument of `loss`.
         loss: of (output, y).
         repeats: number of steps, 1 or more.
 
     Returns:
-        Where the time goes.
+        The time of each phase and part.
 
     Raises:
         ValueError: as `ConvergentNetwork.forward`, or `repeats` is below 1.
-        TypeError: as `ConvergentNetwork.forward`, or `repeats` is no whole number.
+        TypeError: as `ConvergentNetwork.forward`, or `repeats` is not a whole number.
 
     Example:
-        >>> for part in profile(model, x, y).parts:
+        >>> for part in ep.profile(model, x, y).parts:
         ...     print(part.phase, part.name, part.seconds)
     """
     count("repeats", repeats)

@@ -45,14 +45,14 @@ _KINDS: dict[str, Any] = {
 def pretrained(name: str) -> ConvergentNetwork:
     """A spiking network trained by equilibrium propagation alone, in evaluation mode.
 
-    It takes images `[B, 1, 28, 28]` in [0, 1] and gives the scores of ten classes, `[B, 10]`. How it
-    was trained, and its test error, stand in `examples/guide/results.md`; `ep-plugin evaluate NAME` measures
+    It takes images `[B, 1, 28, 28]` in [0, 1] and returns the scores of ten classes, `[B, 10]`.
+    `examples/guide/results.md` says how it was trained, and what its test error is; `ep-plugin evaluate NAME` measures
     the error again.
 
     Args:
-        name: "mnist-2c2fc" or "fashion-mnist-2c2fc", which pool by the average; "mnist-2c2fc-max" or
-            "fashion-mnist-2c2fc-max", which pool by the maximum; or "mnist-vgg", of seven layers. All but the last
-            were trained without augmentation.
+        name: "mnist-2c2fc" or "fashion-mnist-2c2fc", with average pooling; "mnist-2c2fc-max" or
+            "fashion-mnist-2c2fc-max", with max pooling; or "mnist-vgg", with seven layers. Only the last was trained
+            with augmented images.
 
     Returns:
         The network, with default settings: signed events, and a readout that sees nothing else.
@@ -61,7 +61,7 @@ def pretrained(name: str) -> ConvergentNetwork:
         ValueError: an unknown name.
 
     Example:
-        >>> pretrained("mnist-2c2fc")(torch.rand(1, 1, 28, 28)).shape
+        >>> ep.pretrained("mnist-2c2fc")(torch.rand(1, 1, 28, 28)).shape
         torch.Size([1, 10])
     """
     chosen("name", name, PRETRAINED)

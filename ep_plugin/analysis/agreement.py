@@ -21,6 +21,14 @@ class Agreement:
         cosine: of the two gradients.
         norm_ratio: the model's norm over the reference's.
         relative_error: norm of their difference over the reference's norm.
+
+    Example:
+        >>> exact = model.variant(
+        ...     encoder="graded", relaxation=ep.Relaxation(100), estimator=ep.ImplicitDifferentiation()
+        ... )
+        >>> found = ep.gradient_agreement(model, x, y, nn.functional.cross_entropy, exact)
+        >>> min(agreement.cosine for agreement in found) > 0.9
+        True
     """
 
     name: str
@@ -39,20 +47,22 @@ def gradient_agreement(
     """Compares the model's gradient with a reference's, for every parameter that has one.
 
     Args:
-        model: with the estimator in question as its `estimator`. Its `.grad`s are left alone.
+        model: with the estimator in question as its `estimator`. Its `.grad`s are not touched.
         x: a batch.
         y: its targets.
         loss: (output, y) -> scalar.
-        reference: an estimator, for the same model with the same encoder and the same steps (the exact
-            ones take graded neurons and steps enough to converge: set them on the model); or another
-            network over the same parameters. By default `ImplicitDifferentiation()`.
+        reference: an estimator, for the same model with the same encoder and the same steps (the exact estimators need
+            graded neurons and enough steps to converge: set them on the model); or another network over the same
+            parameters. By default `ImplicitDifferentiation()`.
 
     Returns:
-        One `Agreement` per parameter that both outputs depend on, in the model's order; NaN where both gradients
-        are zero. Feedback weights of their own are left out: they follow the forward weights, and no gradient.
+        One `Agreement` per parameter that both outputs depend on, in the model's order; NaN if both gradients are
+        zero. Separate feedback weights are left out: they follow the forward weights, and no gradient.
 
     Example:
-        >>> gradient_agreement(model.variant(encoder="graded"), x, y, nn.functional.cross_entropy)
+        >>> settled = model.variant(encoder="graded", relaxation=ep.Relaxation(steps=100))
+        >>> for found in ep.gradient_agreement(settled, x, y, nn.functional.cross_entropy):
+        ...     print(found.name, found.cosine)
     """
     if not isinstance(reference, ConvergentNetwork):
         reference = model.variant(estimator=ImplicitDifferentiation() if reference is None else reference)

@@ -9,9 +9,10 @@ from ep_plugin.validation import finite_number
 class EnergyCosts:
     """Joules of one operation each. Replace any of them by what you know of your own chip.
 
-    The defaults are those of arithmetic in 32 bit floating point at 45 nm and 0.9 V (M. Horowitz, "Computing's
-    energy problem (and what we can do about it)", ISSCC 2014): addition 0.9 pJ, multiplication 3.7 pJ. Fetching
-    weights and states from memory, which costs more than the arithmetic, is not in them.
+    The defaults are those of arithmetic in 32 bit floating point at 45 nm and 0.9 V (M. Horowitz, "Computing's energy
+    problem (and what we can do about it)", ISSCC 2014): addition 0.9 pJ, multiplication 3.7 pJ. They do not include
+    fetching weights and states from memory, which costs more than the arithmetic. `ep_plugin.analysis.LOIHI` has the
+    measured costs of a chip.
 
     Args:
         synaptic_operation: an event reaches a synapse: an addition.
@@ -22,10 +23,11 @@ class EnergyCosts:
 
     Raises:
         ValueError: a cost is below 0 or not finite.
-        TypeError: a cost is no number.
+        TypeError: a cost is not a number.
 
     Example:
-        >>> EnergyCosts(synaptic_operation=23.6e-12)
+        >>> costs = ep.EnergyCosts(synaptic_operation=23.6e-12)
+        >>> joules = ep.count_operations(model, x, y).energy(costs)
     """
 
     synaptic_operation: float = 0.9e-12

@@ -16,23 +16,28 @@ INFERENCE = ("free phase", "forward")
 
 @dataclass(frozen=True)
 class Operations:
-    """What one layer (or another part of a net) does in one phase. The numbers are means of a sample.
+    """What one layer (or another part of a net) does in one phase. The numbers are means per sample.
 
     Attributes:
-        phase: "free phase", "nudged phase" and "weight update" of a `ConvergentNetwork` ("backward" in place of the
+        phase: "free phase", "nudged phase" and "weight update" of a `ConvergentNetwork` ("backward" replaces the
             second with `BackpropThroughTime`); "forward", "backward" and "weight update" of other nets.
-        name: "layer 1", "0 -> 1", "stem", "readout"; of other nets the module's.
-        neurons: how many there are.
+        name: "layer 1", "0 -> 1", "stem", "readout"; the module's name in other nets.
+        neurons: number of neurons.
         spikes: events that they send.
         synaptic_operations: synapses that events reach, up and down: the events times their fan-out.
         feedback_operations: those of them that belong to feedback.
         neuron_updates: neurons times steps.
-        multiply_adds: products that are no additions: of inputs, graded states, readouts and gradients.
+        multiply_adds: products that are not plain additions: of inputs, graded states, readouts and gradients.
         dense: multiply-adds that the phase would take if every neuron sent a number at every step.
-        reductions: numbers that are found by looking at a whole layer (what an event of a sample weighs).
-        reduction_operands: neurons that were looked at for that.
-        bits: what events carry beside their address: a sign, and the layer's weight of an event once a step.
-        weight_updates: weights that change, once a step for the whole batch: the only number that is no mean.
+        reductions: numbers that need a look at a whole layer (the weight of a sample's events).
+        reduction_operands: neurons that these reductions look at.
+        bits: what events carry beside their address: a sign, and once per step the layer's weight of an event.
+        weight_updates: weights that change, once per step for the whole batch: the only number that is not a mean.
+
+    Example:
+        >>> rows = ep.count_operations(model, x, y).rows
+        >>> [row.neurons for row in rows if row.phase == "free phase" and row.name.startswith("layer")]
+        [144, 64]
     """
 
     phase: str
@@ -50,7 +55,14 @@ class Operations:
     weight_updates: float = 0.0
 
     def energy(self, costs: EnergyCosts | None = None) -> float:
-        """An estimate in joules: the operations times what each costs."""
+        """An estimate of the energy: the operations times what each costs.
+
+        Args:
+            costs: of one operation each; by default those of `EnergyCosts()`.
+
+        Returns:
+            Joules.
+        """
         costs = costs or EnergyCosts()
         return (
             self.synaptic_operations * costs.synaptic_operation
@@ -68,10 +80,15 @@ class Memory:
     Attributes:
         weights: all parameters.
         inference: what neurons keep from step to step: two numbers each in a convergent network (drive and trace).
-        training: what they keep for a training step: five numbers each (also the drive and the state at the end of
-            the free phase, and the deviation); of other nets, and with `BackpropThroughTime`, all that is kept of
-            every step for the backward pass. 0 if no target was given.
+        training: what they keep for a training step: five numbers each (also the drive and the state at the end of the
+            free phase, and the deviation). For other nets, and with `BackpropThroughTime`, all that is kept of every
+            step for the backward pass. 0 if no target was given.
         backprop: what autograd keeps of a forward pass for backpropagation through time. 0 if no target was given.
+
+    Example:
+        >>> memory = ep.count_operations(model, x, y).memory
+        >>> memory.inference == 8 * (144 + 64)  # two numbers of 4 bytes for each neuron
+        True
     """
 
     weights: int
@@ -82,11 +99,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class OperationCounts:
-    """What was counted.
+    """The result of `count_operations`.
 
     Attributes:
-        rows: one a phase and layer.
+        rows: one for each phase and layer.
         memory: in bytes.
+
+    Example:
+        >>> counts = ep.count_operations(model, x, y)
+        >>> counts.training.spikes >= counts.inference.spikes
+        True
+        >>> joules = counts.energy(ep.analysis.LOIHI)["training step"]
     """
 
     rows: tuple[Operations, ...]
@@ -114,7 +137,11 @@ class OperationCounts:
         return {"inference": self.inference.energy(costs), "training step": self.training.energy(costs)}
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows as plain data, with the estimate of their energy in joules."""
+        """The rows as plain data, for a table of pandas and the like.
+
+        Returns:
+            One dictionary per row: the fields of `Operations`, and "energy", the estimate in joules.
+        """
         return [{**asdict(row), "energy": row.energy()} for row in self.rows]
 
     def __str__(self) -> str:

@@ -20,39 +20,39 @@ def count_operations(
     loss: Loss = nn.functional.cross_entropy,
     num_steps: int | None = None,
 ) -> OperationCounts:
-    """The operations of an inference and, with `y`, of a training step.
+    """Counts the operations of an inference and, with `y`, of a training step.
 
-    An event that reaches a synapse is one synaptic operation. What reaches a synapse and is no event (the
-    pixels of an image, graded states, spikes that were averaged by a pooling between) is a multiply-add;
-    zeros among them count as nothing, as an event-driven machine would skip them, but in stem, readout, backward pass
-    and weight update, where all are counted. Biases, poolings and normalizations are not counted, nor is what
-    it takes to find the winners of a max pooling.
+    An event that reaches a synapse is one synaptic operation. A number that reaches a synapse and is not an event (a
+    pixel of an image, a graded state, spikes that were averaged by a pooling before it) is a multiply-add. Zeros are
+    not counted, as an event-driven machine would skip them. But in stem, readout, backward pass and weight update all
+    numbers are counted. Biases, poolings and normalizations are not counted, nor the search for the winners of a max
+    pooling.
 
-    Of a `ConvergentNetwork` it counts the network's own phases with its own encoder and estimator. The weight update
-    is the contrast, two products a synapse, and one step of every weight. Of another net it counts every call of
+    For a `ConvergentNetwork` it counts the network's own phases with its own encoder and estimator. The weight update
+    is the contrast, two products per synapse, and one step of every weight. For another net it counts every call of
     its linear and convolutional modules and of its snnTorch or Norse neurons; its backward pass is that of
-    backpropagation through time, a product for the inputs and one for the weights, dense.
+    backpropagation through time, one product for the inputs and one for the weights, dense.
 
-    The network is left as it is: its gradients, its mode, its states and the random generators.
+    The network is not changed: its gradients, its mode, its states and the random generators stay as they are.
 
     Args:
         model: a `ConvergentNetwork`, or a net with snnTorch's or Norse's neurons.
         x: a batch, `[B, ...]`. The numbers are its means.
-        y: what `loss` takes beside the output.
+        y: the second argument of `loss`.
         loss: (output, y) -> scalar.
-        num_steps: of a net that is called once a step: how often, with the same input. Its output is the mean over
-            the steps. None for a net that has the loop in its forward, and for a `ConvergentNetwork`.
+        num_steps: for a net that is called once per step: how often, with the same input. Its output is the mean over
+            the steps. None for a net with the loop in its forward, and for a `ConvergentNetwork`.
 
     Returns:
         The counts. `print` shows them as a table.
 
     Raises:
-        ValueError: a module is not known, so that nothing would be right; the estimator is one without phases;
-            `num_steps` of a `ConvergentNetwork`.
-        TypeError: `model` is no module, or `x` no tensor.
+        ValueError: a module is not known, so that the counts would be wrong; the estimator has no phases; or
+            `num_steps` is given for a `ConvergentNetwork`.
+        TypeError: `model` is not a module, or `x` is not a tensor.
 
     Example:
-        >>> print(count_operations(model, x, y))
+        >>> print(ep.count_operations(model, x, y))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"count_operations was given a {type(model).__name__}; expected an nn.Module")

@@ -1,4 +1,4 @@
-"""What chips can and cannot do, as parts that compose: weights of few bits, feedback of its own, noise, mismatch.
+"""What chips can and cannot do, as parts that you can combine: weights of few bits, separate feedback, noise, mismatch.
 
     net = ep.chips.quantize_weights(net, bits=8)
     model = ep.convert(net, feedback_weights="separate", encoder=ep.AdaptiveDelta(event_weight="fixed"))
@@ -6,7 +6,7 @@
     ep.chips.add_read_noise(model, 0.05)
     ep.chips.check_budget(model, x, neurons=8192, fan_in=2048, bits=8)
 
-Each is trained with what it does in place: the same two phases, the same contrast.
+Training then includes what each of them does: the same two phases, the same contrast.
 """
 
 from ep_plugin.chips.budget import check_budget

@@ -21,10 +21,11 @@ def check_budget(
     fan_in: int | None = None,
     bits: int | None = None,
 ) -> list[str]:
-    """Which of a chip's limits the network exceeds, and where.
+    """Lists which of a chip's limits the network exceeds, and where.
 
-    Synapses are those of every pair of neurons, as a chip without shared weights holds them, up and down alike. Behind
-    max pooling a neuron counts the synapses of one winner. The readout is taken to be outside the chip.
+    Synapses are those of every pair of neurons, as a chip without shared weights holds them, up and down alike. After
+    max pooling a neuron counts the synapses of one winner. The readout is not counted: it is assumed to be off the
+    chip.
 
     Args:
         model: the network.
@@ -35,14 +36,14 @@ def check_budget(
         bits: how many a weight may have, with its sign.
 
     Returns:
-        A sentence per limit and layer that is exceeded; none if the network fits.
+        One sentence per limit and layer that is exceeded; an empty list if the network fits.
 
     Raises:
         ValueError: a limit is below 1, or the input does not fit the network.
-        TypeError: a limit is no whole number.
+        TypeError: a limit is not a whole number.
 
     Example:
-        >>> check_budget(model, x, neurons=4096, fan_in=1024, bits=8)
+        >>> ep.chips.check_budget(model, x, neurons=4096, fan_in=1024)
         []
     """
     limits = {"neurons": neurons, "synapses": synapses, "fan_in": fan_in, "bits": bits}

@@ -14,21 +14,21 @@ from ep_plugin.validation import not_negative
 
 
 def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
-    """Noise on everything that neurons read: of the input, of each other, up and down.
+    """Adds noise to everything that neurons read: from the input and from each other, up and down.
 
     Args:
         model: changed in place.
-        std: of the factor that a sum is multiplied by, drawn anew in every read; 0 or more. 0 takes the noise off.
+        std: of the factor that multiplies a sum, drawn again in every read; 0 or more. 0 removes the noise.
 
     Returns:
         The model.
 
     Raises:
         ValueError: std is below 0.
-        TypeError: std is no number.
+        TypeError: std is not a number.
 
     Example:
-        >>> model = add_read_noise(convert(net), 0.05)
+        >>> model = ep.chips.add_read_noise(ep.convert(net), 0.05)
     """
     std = not_negative("std", std)
     model.stem = _noisy(model.stem, std, ("up",))
@@ -48,14 +48,14 @@ def _noisy(module: nn.Module, std: float, directions: Sequence[Literal["up", "do
 
 
 def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0) -> ConvergentNetwork:
-    """Gives every neuron a threshold of its own, off by a fixed factor, as fabrication does.
+    """Gives every neuron its own threshold, off by a fixed factor, as fabrication does.
 
-    A threshold is multiplied by exp(std * N(0, 1)). The thresholds are buffers of the layers, so the `state_dict`
-    keeps them; a model that is to load them needs the same call first.
+    Each threshold is multiplied by exp(std * N(0, 1)). The thresholds are buffers of the layers, so the `state_dict`
+    keeps them; call this first on a model that shall load them.
 
     Args:
         model: changed in place.
-        x: an input, `[B, ...]`, which tells the number of neurons.
+        x: an input, `[B, ...]`, from which the number of neurons follows.
         std: of the factor's logarithm; 0 or more. 0.05 is five per cent.
         seed: of the factors.
 
@@ -64,10 +64,10 @@ def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0)
 
     Raises:
         ValueError: std is below 0, or thresholds are trained.
-        TypeError: std is no number.
+        TypeError: std is not a number.
 
     Example:
-        >>> model = add_mismatch(convert(net), x, 0.05)
+        >>> model = ep.chips.add_mismatch(ep.convert(net), x, 0.05)
     """
     std = not_negative("std", std)
     with torch.no_grad():

@@ -9,22 +9,23 @@ from ep_plugin.validation import count
 
 
 class QuantizedWeight(nn.Module):
-    """A parametrization: the weight rounded to 2^bits - 1 levels, evenly spaced about 0, of one step per module.
+    """A parametrization that rounds a weight to 2^bits - 1 levels, evenly spaced around 0, with one step per module.
 
         w_q = s * round(w / s),    s = max |w| / (2^(bits - 1) - 1)
 
-    The gradient of w_q is w's (straight through). PyTorch's own fake quantization does both.
+    The gradient of w_q is passed to w unchanged (straight through). PyTorch's own fake quantization computes both.
 
     Args:
         bits: of a weight with its sign; from 2 to 16.
 
     Raises:
         ValueError: bits is out of its range.
-        TypeError: bits is no whole number.
+        TypeError: bits is not a whole number.
 
     Example:
+        >>> from torch.nn.utils import parametrize
         >>> layer = nn.Linear(64, 32)
-        >>> parametrize.register_parametrization(layer, "weight", QuantizedWeight(8))
+        >>> layer = parametrize.register_parametrization(layer, "weight", ep.chips.QuantizedWeight(8))
     """
 
     def __init__(self, bits: int = 8) -> None:
@@ -48,8 +49,8 @@ class QuantizedWeight(nn.Module):
 def quantize_weights(net: nn.Module, bits: int = 8) -> nn.Module:
     """Rounds the weights of all linear layers and convolutions; biases stay as they are.
 
-    The effective weights, behind other parametrizations, are what is rounded. Feedback goes through the same
-    rounded weights, and optimizers train the full ones. Call it before `convert`, or on a converted network.
+    It rounds the effective weights, after other parametrizations. Feedback uses the same rounded weights, and
+    optimizers train the full ones. Call it before `convert`, or on a converted network.
 
     Args:
         net: changed in place.
@@ -60,10 +61,10 @@ def quantize_weights(net: nn.Module, bits: int = 8) -> nn.Module:
 
     Raises:
         ValueError: bits is out of its range, or the weights are quantized already.
-        TypeError: bits is no whole number.
+        TypeError: bits is not a whole number.
 
     Example:
-        >>> model = convert(quantize_weights(net, bits=8))
+        >>> model = ep.convert(ep.chips.quantize_weights(net, bits=8))
     """
     for name, module in net.named_modules():
         if isinstance(module, WEIGHTED):

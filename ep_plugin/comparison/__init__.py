@@ -19,23 +19,25 @@ def compare(
     output_dir: str | Path = "ep-plugin-compare",
     on_epoch: OnEpoch | None = None,
 ) -> list[Result]:
-    """Trains EP and BPTT in turn and writes comparison.csv, history.csv and comparison.png.
+    """Trains EP and BPTT one after the other and writes comparison.csv, history.csv and comparison.png.
+
+    Each trains in a separate process. A script calls this behind `if __name__ == "__main__":`.
 
     Args:
         settings: what is trained, and how; by default digits.
-        output_dir: where the run gets a directory of its own: run-1, run-2, ... Nothing earlier is touched.
+        output_dir: where each run makes a new directory: run-1, run-2, ... Earlier runs are not touched.
         on_epoch: called with the result so far, when a contender begins and after each of its epochs.
 
     Returns:
-        A result for each seed and contender. What has finished is on disk as soon as it has, and so are the
-        finished epochs of a contender that failed or was interrupted.
+        A result for each seed and contender. Each is written to disk as soon as it is finished, and so are the finished
+        epochs of a contender that failed or was interrupted.
 
     Raises:
-        ValueError: the directory cannot be written, or the net is not one that both can train.
+        ValueError: the directory cannot be written, or EP or BPTT cannot train the net.
         RuntimeError: a contender's process ended early. The message says why.
 
     Example:
-        >>> ep, bptt = compare()
+        >>> ep_result, bptt_result = ep.compare(ep.ComparisonSettings(epochs=5))
     """
     return Comparison(settings or ComparisonSettings(), output_dir).run(on_epoch)
 

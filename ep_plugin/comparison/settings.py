@@ -21,29 +21,29 @@ class ComparisonSettings:
     """What `compare` trains: one net, by both contenders.
 
     Args:
-        data: "digits", "mnist" or "fashion-mnist". Digits come with the package; they train a net of one
-            convolution, the others 2C2FC.
-        data_dir: where MNIST or FashionMNIST lie, in torchvision's layout.
+        data: "digits", "mnist" or "fashion-mnist". Digits come with the package; they train a net of one convolution,
+            the others 2C2FC.
+        data_dir: where the files of MNIST or FashionMNIST are, in torchvision's layout.
         epochs: passes over the training images, 1 or more.
         batch_size: images per step, 1 or more.
         train_samples: use only the first `train_samples` of the shuffled training images.
         encoder: what EP's neurons send, as in `ConvergentNetwork`.
         seed: of the weights and of the order of the images.
         num_steps: BPTT's time steps, 1 or more.
-        lr: Adam's learning rate, above 0. None is the data's own.
+        lr: Adam's learning rate, above 0. None chooses it by the data.
         feedback: EP's, in (0, 1]. None is the package's default.
-        seeds: how many are trained: `seed`, `seed + 1`, ...
-        net: "package.module:net" trains a net of your own in place of the package's: an `nn.Module`, or better a
-            function that returns one, so that each seed has its own weights. It takes the data's images
-            `[B, 1, H, W]`, gives `[B, 10]`, and its neurons hold their state (`init_hidden=True`).
+        seeds: number of seeds to train: `seed`, `seed + 1`, ...
+        net: "package.module:net" trains your own net instead of the package's: an `nn.Module`, or better a function
+            that returns one, so that each seed has its own weights. It takes the data's images `[B, 1, H, W]`,
+            returns `[B, 10]`, and its neurons hold their state (`init_hidden=True`).
 
     Raises:
-        ValueError: a setting is out of its range or unknown, the data are not there, or the net is one that EP or
-            BPTT cannot train.
-        TypeError: a setting is of a wrong type.
+        ValueError: a setting is out of its range or unknown, the data are not there, or EP or BPTT cannot train the
+            net.
+        TypeError: a setting has a wrong type.
 
     Example:
-        >>> results = compare(ComparisonSettings(epochs=5, seeds=3))
+        >>> settings = ep.ComparisonSettings(data="digits", epochs=5, seeds=3)
     """
 
     data: str = "digits"

@@ -30,7 +30,12 @@ LEARNABLE_LEAK = {"refuse": "an error", "freeze": "they stay as they are"}
 
 
 class ConversionWarning(UserWarning):
-    """What a converted model no longer shares with the original."""
+    """Says what a converted model no longer shares with the original.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", ep.ConversionWarning)
+    """
 
 
 def convert(
@@ -49,59 +54,64 @@ def convert(
     example_input: Tensor | None = None,
     output: int | str | tuple[int | str, ...] | None = None,
 ) -> ConvergentNetwork:
-    """A snnTorch or Norse model as a convergent network that shares its parameters.
+    """Converts a snnTorch or Norse model to a convergent network that shares its parameters.
 
-    What is made of the input alone becomes the stem, everything between neurons the connections, and
-    what the output makes of their spikes the readout. The input may drive any neurons, and the output
-    read any. What becomes different (leak, reset, the output neuron) is told once, by a `ConversionWarning`.
+    What is computed from the input alone becomes the stem, everything between neurons becomes the connections, and
+    what the output computes from the neurons' spikes becomes the readout. The input may drive any neurons, and the
+    output may read any. One `ConversionWarning` lists what becomes different (leak, reset, the output neuron).
 
-    The original's parameters are shared: `net.state_dict()` holds what was trained, under the original's
-    names, and what `net.load_state_dict` loads counts here too. The converted model's own `state_dict` has
-    names of its own (`stem.0.weight`), and the original does not load it.
+    The network shares the model's parameters: after training, `net.state_dict()` holds the trained values under the
+    original names, and what `net.load_state_dict` loads is used here too. The converted model's own `state_dict` has
+    other names (`stem.0.weight`), and the original does not load it.
 
-    A model with a forward of its own is traced: a loop over steps becomes the relaxation, membranes
-    that are passed by hand fall away, sums of signals become skip connections (in the energy, so
-    they feed back too). A record over time is the same signal at every step, so what reduces, slices or
-    permutes it is that signal. A model that reads its input step by step (`x[t]`, `x[:, t]`,
-    `for x_t in x.unbind(1)`) takes that of one step, `[B, ...]`, or all of them with
-    `time_varying=True`, with the steps along the axis where the model has them.
+    A model with its own `forward` is traced: a loop over steps becomes the relaxation, membranes that are passed by
+    hand are left out, and sums of signals become skip connections (in the energy, so they feed back too). A record
+    over time is the same signal at every step, so reducing, slicing or permuting the record gives that signal. A model
+    that reads its input step by step (`x[t]`, `x[:, t]`, `for x_t in x.unbind(1)`) takes the input of one step,
+    `[B, ...]`. With `time_varying=True` it takes all steps, along the axis where the model has them.
 
-    Of several outputs it returns the first of those that depend on the most neurons; `output` chooses
-    another. The model itself stays as it is. What counts is what `net(x)` calls.
+    If the model has several outputs, the network returns the first of those that depend on the most neurons; `output`
+    chooses another. The model itself is not changed. Only what `net(x)` calls is converted.
 
-    Between neurons stand modules that are linear, or piecewise so (max pooling, ReLU, ReLU6, LeakyReLU,
-    Hardtanh). Batch normalization is there the fixed affine map of its running statistics, with its
-    weight and bias trained; dropout draws one mask a batch. In stem and readout they are ordinary.
+    Modules between neurons must be linear or piecewise linear (max pooling, ReLU, ReLU6, LeakyReLU, Hardtanh). Batch
+    normalization between neurons is the fixed affine map of its running statistics, and its weight and bias are
+    trained; dropout between neurons draws one mask per batch. In stem and readout both work as usual.
 
     Args:
-        net: an `nn.Sequential`, a Norse `SequentialState` or any module that calls neurons of these
-            libraries and such modules between them. Which neurons, and what becomes of their
-            constants: `ep_plugin.conversion.snntorch` and `.norse`.
+        net: an `nn.Sequential`, a Norse `SequentialState`, or any module that calls neurons of these libraries with
+            linear modules between them. The neurons, and how their constants are converted:
+            `ep_plugin.conversion.adapters.snntorch` and `ep_plugin.conversion.adapters.norse`.
         encoder: what neurons send; see `ConvergentNetwork`.
         activation: of every layer; `ConvergentLeaky` and `ConvergentLIFBoxCell` keep their own.
         observe: what readout and contrasts see of a neuron; see `ConvergentNetwork`.
-        feedback: its strength from a level to the one below; see `ConvergentNetwork`.
+        feedback: strength of the feedback from a level to the one below; see `ConvergentNetwork`.
         relaxation: how the free phase settles.
         estimator: how a loss becomes gradients; `EquilibriumPropagation()` by default.
-        max_pooling: what becomes of max pooling between neurons: "keep" (near a state it is linear: it picks
-            the winners of the free phase), or "average" for average pooling in its place, with a warning.
-        learnable_leak: "refuse", or "freeze" to leave learnable leaks as they are. The equilibrium does not
-            depend on them.
+        max_pooling: what happens to max pooling between neurons. "keep" keeps it (it picks the winners of the free
+            phase, so it is linear near a state); "average" puts average pooling in its place, with a warning.
+        learnable_leak: "refuse" gives an error for learnable leaks; "freeze" leaves them as they are. The equilibrium
+            does not depend on them.
         time_varying: the input changes over time, `[T, B, ...]`; see `ConvergentNetwork`.
-        feedback_weights: "tied": what goes down passes the transposed weights. "separate": it passes weights of its
-            own, which start at random and learn by the same contrast (`ep_plugin.linear.separate`).
-        example_input: an input of the model. Without one its sizes are unknown, and a forward that asks for
-            more of them than a loop over all steps does is refused.
-        output: which of several outputs: an index, a key, or a tuple of them as a path.
+        feedback_weights: "tied": the feedback uses the transposed forward weights. "separate": it uses separate
+            weights, which start at random and learn by the same contrast (`ep_plugin.linear.separate`).
+        example_input: an input of the model. Without it the sizes are unknown, and a `forward` that needs more sizes
+            than a loop over all steps does is refused.
+        output: which of several outputs: an index, a key, or a tuple of these as a path.
 
     Returns:
-        The network, in the modes (training or evaluation) of the model and its modules. It refuses to run once a
-        module of the original that it shares has been replaced there.
+        The network, in the modes (training or evaluation) of the model and its modules. It refuses to run after a
+        module that it shares with the original has been replaced in the original.
 
     Raises:
-        TypeError: `net` is not an `nn.Module`, or `example_input` not a tensor of floating point numbers.
-        ValueError: something cannot be converted (with its name, the reason and the way out), the
-            model has no neuron, or a neuron has no weights before it.
+        TypeError: `net` is not an `nn.Module`, or `example_input` is not a tensor of floating point numbers.
+        ValueError: something cannot be converted (the message gives its name, the reason and the way out), the model
+            has no neuron, or a neuron has no weights before it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 32), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(32, 10))
+        >>> model = ep.convert(net)
+        >>> model(torch.rand(5, 64)).shape
+        torch.Size([5, 10])
     """
     chosen("max_pooling", max_pooling, MAX_POOLING)
     chosen("learnable_leak", learnable_leak, LEARNABLE_LEAK)

@@ -53,35 +53,36 @@ def to_snntorch(
     feedback: bool = False,
     input_shape: Sequence[int] | None = None,
 ) -> fx.GraphModule:
-    """The network as a plain snnTorch net that runs forward for `num_steps` steps.
+    """Writes the network as a plain snnTorch net that runs forward for `num_steps` steps.
 
-    Its neurons are `snn.Leaky(beta=1.0)`, which reset by subtraction; their membranes start at half the
-    threshold. Everything is a copy, in evaluation mode and float32. Max pooling (and any other module between
-    neurons that is linear only piece by piece) sees the running mean of what it is given, so that its winners are
-    those of the rates. Concatenations are sums, as in the network.
+    Its neurons are `snn.Leaky(beta=1.0)`, which reset by subtraction; their membranes start at half the threshold.
+    Everything is a copy, in evaluation mode and float32. Max pooling (and any other module between neurons that is only
+    piecewise linear) sees the running mean of its input, so that its winners are those of the rates. Concatenations are
+    sums, as in the network.
 
     Args:
         model: the network.
-        num_steps: how many steps the loop takes, 1 or more. If `model.time_varying`, the number of frames, of
-            which each step sees one.
+        num_steps: how many steps the loop takes, 1 or more. If `model.time_varying`, the number of frames; each step
+            sees one of them.
         spikes: the net also returns the spikes.
-        feedback: the net has the network's feedback too, a step late. It needs more modules and more steps.
-        input_shape: of one input, without the batch, for the feedback's modules; where the first module leaves it
-            open.
+        feedback: the net has the network's feedback too, one step late. It needs more modules and more steps.
+        input_shape: of one input, without the batch. The feedback's modules need it if the first module does not
+            determine it.
 
     Returns:
         A module: input `[B, ...]` (or frames, along `model.time_axis`) -> output `[B, ...]`, the readout of the
-        spikes' mean over the steps. With `spikes` a pair: the output, and of each layer its spikes
+        spikes' mean over the steps. With `spikes` a pair: the output, and the spikes of each layer
         `[num_steps, B, ...]`. It runs, saves and exports without this package. To train it further give its
         neurons a surrogate: `lif.spike_grad = snntorch.surrogate.atan()`, with which they do not pickle.
 
     Raises:
-        ValueError: a layer or connection has no counterpart in a forward loop, with the reason and the way out.
-        TypeError: `model` is no `ConvergentNetwork`, or `num_steps` no whole number.
+        ValueError: a layer or connection has no counterpart in a forward loop; the message gives the reason and the
+            way out.
+        TypeError: `model` is not a `ConvergentNetwork`, or `num_steps` is not a whole number.
 
     Example:
-        >>> net = to_snntorch(model, num_steps=8)
-        >>> torch.save(net, "net.pt")
+        >>> forward_net = ep.to_snntorch(model, num_steps=8)
+        >>> torch.save(forward_net, "net.pt")
     """
     import snntorch as snn
     from snntorch import surrogate
@@ -102,12 +103,12 @@ def to_norse(
     feedback: bool = False,
     input_shape: Sequence[int] | None = None,
 ) -> fx.GraphModule:
-    """The network as a plain Norse net that runs forward for `num_steps` steps.
+    """Writes the network as a plain Norse net that runs forward for `num_steps` steps.
 
-    Its neurons are `LIFBoxCell` with the subtract reset. Norse has no neuron without a leak, so theirs is 2^-20 of
-    the membrane in a step, which is also the unit of their thresholds: `dt * tau_mem_inv` is both the leak and the
-    gain of the input. Their `v_leak`, at which Norse has membranes start, is half the threshold. All else is
-    as in `to_snntorch`.
+    Its neurons are `LIFBoxCell` with the subtract reset. Norse has no neuron without a leak, so the leak is 2^-20 of
+    the membrane per step, which is also the unit of the thresholds: `dt * tau_mem_inv` is both the leak and the gain
+    of the input. `v_leak`, at which Norse starts membranes, is half the threshold. The rest is as in
+    `to_snntorch`.
 
     Args:
         model: the network.
@@ -125,7 +126,7 @@ def to_norse(
         ModuleNotFoundError: Norse is not installed.
 
     Example:
-        >>> net = to_norse(model, num_steps=8)
+        >>> forward_net = ep.to_norse(model, num_steps=8)
     """
     with needed_by("to_norse"):
         import norse.torch as norse

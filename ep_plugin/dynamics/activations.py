@@ -29,20 +29,21 @@ class Activation:
 
     Args:
         value: drive over threshold -> state.
-        slope: derivative of `value`, for the estimators that backpropagate; by default autograd's.
-            Equilibrium propagation uses it only for changes so small that a difference would lose them.
-        potential: convex function of the state with potential'(value(h)) = h inside the range; the
-            energy needs it, and learnable thresholds under full nudged phases.
+        slope: derivative of `value`, for the estimators that backpropagate; by default autograd's. Equilibrium
+            propagation uses it only for changes so small that a difference would lose them.
+        potential: convex function of the state with potential'(value(h)) = h inside the range. The energy needs it, and
+            so do learnable thresholds under full nudged phases.
         minimum: the smallest state.
-        maximum: the largest state. A binary spike stands for it, so encoders with binary spikes need states
-            in [0, maximum].
-        projection: the interval (low, high), if `value` is the projection on one. The membrane then
-            leaks before it is clipped: r <- value((1 - step) r + step * drive). Others move towards
+        maximum: the largest state. A binary spike stands for it, so encoders with binary spikes need states in
+            [0, maximum].
+        projection: the interval (low, high), if `value` is the projection on an interval. The membrane then leaks
+            before it is clipped: r <- value((1 - step) r + step * drive). Other activations move towards
             value(drive).
         secant: (h, x) -> (value(h + x) - value(h)) / x without the cancellation of the difference.
 
     Example:
-        >>> swish = Activation(torch.nn.functional.silu, minimum=-0.3, maximum=float("inf"))
+        >>> swish = ep.Activation(nn.functional.silu, minimum=-0.3, maximum=float("inf"))
+        >>> model = ep.convert(net, activation=swish)
     """
 
     value: Elementwise

@@ -39,9 +39,14 @@ class Deviations:
 
     Attributes:
         values: D_l = c_l d_l of each layer, `[B, ...]`.
-        spikes: number of events of each layer and sample, `[layers, B]`; None for graded neurons, and where
-            they were not counted.
+        spikes: number of events of each layer and sample, `[layers, B]`; None for graded neurons, or if they were not
+            counted.
         trajectory: every step, if it was asked for.
+
+    Example:
+        >>> deviations = model.nudged_phase(x, y, nn.functional.cross_entropy)
+        >>> [tuple(values.shape) for values in deviations.values]
+        [(8, 16, 3, 3), (8, 64)]
     """
 
     values: tuple[Tensor, ...]

@@ -12,17 +12,22 @@ class Layer(nn.Module):
     """Neurons of one kind that settle where r = activation(gain * drive / threshold).
 
     Args:
-        threshold: a number, or a tensor that broadcasts against the layer's state `[B, ...]`;
-            an `nn.Parameter` is trained.
+        threshold: a number, or a tensor that broadcasts against the layer's state `[B, ...]`; an `nn.Parameter` is
+            trained.
         activation: "hard_sigmoid", "sigmoid", "relu6", an `Activation`, or a callable.
-        level: how many feedback steps above the input the layer stands; by default its place in the
-            list. Layers of the same level feed each other back in full.
-        gain: what the neuron makes of a steady input before it meets the threshold (a synapse that
-            sums up its input): r = activation(gain * drive / threshold). A number above 0, or a tensor
-            that broadcasts like the threshold. Fixed.
+        level: how many feedback steps the layer is above the input; by default its place in the list. Layers of the
+            same level feed back to each other at full strength.
+        gain: how large a steady input has become when it meets the threshold (more than 1 where a synapse sums up its
+            input). A number above 0, or a tensor that broadcasts like the threshold. It is not trained.
 
     Raises:
         ValueError: a threshold or gain is not above 0, or the activation's name is unknown.
+
+    Example:
+        >>> layer = ep.Layer(threshold=nn.Parameter(torch.ones(10)), activation="sigmoid")
+        >>> model = ep.ConvergentNetwork(nn.Linear(64, 10), [layer], [])
+        >>> model(torch.rand(5, 64)).shape
+        torch.Size([5, 10])
     """
 
     threshold: Tensor

@@ -21,10 +21,10 @@ from ep_plugin.tensors import into, is_one, per_sample
 
 
 class NetworkState:
-    """The state of a network in a phase, from rest. It lives as long as the phase and no longer.
+    """The state of a network in a phase, from rest. It lives as long as the phase.
 
-    Without a graph all tensors are written in place. On a graph every operation makes a new tensor, by
-    the same formulas.
+    Without a graph all tensors are written in place. On a graph every operation makes a new tensor, by the same
+    formulas.
 
     Args:
         system: the equations.
@@ -32,12 +32,21 @@ class NetworkState:
         step_size: how far a neuron moves towards its activation in a step.
 
     Attributes:
-        drives: of each layer, in units of the threshold's own. They are those of the traces.
+        drives: of each layer, in the units of the threshold. They are those of the traces.
         membranes: r of each layer, in units of the threshold.
-        coded: each layer's state of the encoder, with its trace u.
+        coded: the encoder's state of each layer, with its trace u.
         sent: each layer's last message; None before the first.
-        links: each connection, as it is at present.
-        moving: `[B]`, which samples still move; None for all of them. (Of graded neurons.)
+        links: each connection, in its present form.
+        moving: `[B]`, which samples still move; None for all of them. (For graded neurons.)
+
+    Example:
+        >>> from ep_plugin.dynamics.network_state import NetworkState
+        >>> with torch.no_grad():
+        ...     system = model.system(x)
+        ...     state = NetworkState(system, ep.Graded(), step_size=1.0)
+        ...     state.sweep(system.order("sequential"), time=1)
+        >>> state.membranes[1].shape
+        torch.Size([8, 64])
     """
 
     def __init__(self, system: System, encoder: Encoder, step_size: float) -> None:
@@ -56,7 +65,17 @@ class NetworkState:
 
     @classmethod
     def at(cls, system: System, traces: Sequence[Tensor], encoder: Encoder, step_size: float = 1.0) -> Self:
-        """The state in which neighbours know `traces`, with the drives that follow, and membranes equal to them."""
+        """The state in which the neighbours know given traces.
+
+        Args:
+            system: the equations.
+            traces: of each layer.
+            encoder: what neurons send.
+            step_size: how far a neuron moves towards its activation in a step.
+
+        Returns:
+            The state, with the drives that follow from the traces, and membranes equal to them.
+        """
         state = cls(system, encoder, step_size)
         for l, trace in enumerate(traces):
             state.coded[l].trace = state.membranes[l] = trace
@@ -71,7 +90,12 @@ class NetworkState:
         return [c.trace for c in self.coded]
 
     def sweep(self, order: Sequence[Sequence[int]], time: int) -> None:
-        """Every layer moves once, group after group. `time` counts the steps from 1, on through the phases."""
+        """Moves every layer once, group after group.
+
+        Args:
+            order: groups of layers, as from `system.order`.
+            time: number of the step, from 1. It goes on through the phases.
+        """
         for group in order:
             for l in group:
                 self.move(l, time)

@@ -36,24 +36,24 @@ class Relaxation:
     """How a network settles.
 
     Args:
-        steps: number of steps of the free phase. None chooses by the network's depth, loops and encoder
+        steps: number of steps of the free phase. None chooses it from the network's depth, loops and encoder
             (`default_steps`) and the step size.
-        step_size: how far a neuron moves towards its activation in one step, in (0, 1]. It belongs to
-            the relaxation and not to the neuron: the equilibrium does not depend on it. None is 1, or
-            0.5 where a layer is connected with itself.
-        order: "sequential" (one layer after the other, from below: a step is a forward pass, into which
-            feedback is worked), "alternating" (groups of layers without a connection among them) or
-            "simultaneous". In the first two, and with full steps, the energy of graded neurons never rises.
-        tolerance: a graded sample stops once no state of it changes in a step by more than this times the step
-            size. Each sample stops by itself, so its result does not depend on its batch. Spiking neurons
-            run all their steps; their tolerance only says what counts as converged.
+        step_size: how far a neuron moves towards its activation in one step, in (0, 1]. It belongs to the relaxation
+            and not to the neuron: the equilibrium does not depend on it. None is 1, or 0.5 if a layer is connected
+            with itself.
+        order: "sequential" (one layer after the other, from below: a step is a forward pass with the feedback added),
+            "alternating" (groups of layers without a connection among them) or "simultaneous". In the first two, and
+            with full steps, the energy of graded neurons never rises.
+        tolerance: a graded sample stops when none of its states changes in a step by more than this number times the
+            step size. Each sample stops separately, so its result does not depend on its batch. Spiking neurons
+            run all their steps; for them the tolerance only decides what counts as converged.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model.relaxation = Relaxation(steps=10)
+        >>> model.relaxation = ep.Relaxation(steps=10)
     """
 
     steps: int | None = None
@@ -128,13 +128,18 @@ def default_steps(graph: Graph, encoder: Encoder) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What every neuron did in every step of a phase. One tensor `[steps, B, ...]` a layer.
+    """What every neuron did in every step of a phase: one tensor `[steps, B, ...]` per layer.
 
     Attributes:
         states: membranes (in a nudged phase: deviations, times c_l).
         traces: what the neighbours knew of them.
-        spikes: -1, 0 or 1, as many a step as an event has digits, one after the other, `[steps * digits, B, ...]`;
-            None for graded neurons.
+        spikes: -1, 0 or 1, `[steps * digits, B, ...]`. Each step has one slot per digit of an event, and the slots
+            follow each other. None for graded neurons.
+
+    Example:
+        >>> trajectory = model.free_phase(x, record=True).trajectory
+        >>> [tuple(states.shape[1:]) for states in trajectory.states]
+        [(8, 16, 3, 3), (8, 64)]
     """
 
     states: tuple[Tensor, ...]
@@ -148,16 +153,20 @@ class Equilibrium:
 
     Attributes:
         states: membranes r of each layer, `[B, ...]`, in units of the threshold.
-        traces: what the neighbours know of them, u, likewise. Of encoders with binary spikes, and under an
-            input that changes over time, both are means over the last half of the phase.
+        traces: what the neighbours know of them, u, in the same units. With encoders of binary spikes, and under an
+            input that changes over time, states and traces are means over the last half of the phase.
         spikes: number of spikes of each layer and sample, `[layers, B]`; None for graded neurons. With
-            `AdaptiveDelta` a spike is a signed event, whose weight is a reduction over its layer unless it is
-            fixed.
-        residual: how far from settled each sample is, `[B]`: the largest difference of any neuron between
-            the state that its drive asks for and what its neighbours know, |rho(h) - u|.
+            `AdaptiveDelta` a spike is a signed event; its weight is a reduction over its layer unless it is fixed.
+        residual: how far from settled each sample is, `[B]`: the largest difference of any neuron between the state
+            that its drive asks for and what its neighbours know, |rho(h) - u|.
         steps: number of steps that were run.
-        converged: `residual` is below the tolerance, `[B]`; None without a tolerance.
+        converged: whether `residual` is below the tolerance, `[B]`; None without a tolerance.
         trajectory: every step, if it was asked for.
+
+    Example:
+        >>> equilibrium = model.free_phase(x)
+        >>> equilibrium.states[0].shape, equilibrium.residual.shape
+        (torch.Size([8, 16, 3, 3]), torch.Size([8]))
     """
 
     states: tuple[Tensor, ...]
@@ -245,7 +254,7 @@ def relax(
     record: bool = False,
     counted: bool = True,
 ) -> FreePhase:
-    """The free phase, from rest.
+    """Runs the free phase, from rest.
 
     Args:
         system: the equations.
@@ -254,6 +263,16 @@ def relax(
         observe: "trace" or "membrane".
         record: keep every step.
         counted: count the spikes.
+
+    Returns:
+        The free phase: its last states, and what the nudged phase needs of it.
+
+    Example:
+        >>> from ep_plugin.dynamics.relaxation import relax
+        >>> with torch.no_grad():
+        ...     free = relax(model.system(x), ep.Graded(), ep.Relaxation(steps=20), "trace")
+        >>> [tuple(trace.shape) for trace in free.traces]
+        [(8, 16, 3, 3), (8, 64)]
     """
     with section("free phase"):
         steps, order = relaxation.steps_for(system, encoder), system.order(relaxation.order)

@@ -13,10 +13,10 @@ from ep_plugin.dynamics.system import System
 class BackpropThroughTime:
     """Autograd through every step of the free phase; its memory grows with the number of steps.
 
-    Spikes pass gradients straight through: the derivative of the quantizer is taken as 1.
+    Gradients pass straight through spikes: the derivative of the quantizer is taken as 1.
 
     Example:
-        >>> model.estimator = BackpropThroughTime()
+        >>> model.estimator = ep.BackpropThroughTime()
     """
 
     def solve(

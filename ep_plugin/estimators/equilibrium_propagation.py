@@ -31,32 +31,31 @@ _RUNAWAY = 1e4
 
 @dataclass(frozen=True)
 class EquilibriumPropagation:
-    """Nudged phases in place of backpropagation; they run when the backward pass comes.
+    """Nudged phases instead of backpropagation. They run when the backward pass comes.
 
-    In a nudged phase neurons tell only by how much the nudge has moved them, so that there is no noise
-    for it to drown in, and one nudged phase is enough: the free phase is the other.
+    In a nudged phase neurons send only how far the nudge has moved them. Nothing else is in the signal that could hide
+    this, so one nudged phase is enough: the free phase is the other side of the contrast.
 
-    The force on each sample is constant through the phase: dC/dr at the free equilibrium, normalized
-    to the length beta. The contrast is multiplied by the length of dC/dr. So the gradient is
-    proportional to the loss, however the loss is scaled.
+    The force on each sample is constant through the phase: dC/dr at the free equilibrium, normalized to the length
+    beta. The contrast is multiplied by the length of dC/dr. So the gradient is proportional to the loss, however the
+    loss is scaled.
 
     Args:
-        beta: length of the force, in units of the state; above 0. The error of the gradient falls
-            with beta squared (symmetric) or beta (one-sided), and nothing is lost when it is small. But a
-            neuron that sits beyond its bound only answers to a force that carries it back: where the last
-            neuron is the output, a small beta leaves dead outputs dead (snnTorch's tutorial 5, 50 steps: the
-            loss falls to .52 of its start with .01, to .32 with .1, to .16 with .3). A large one pushes
-            neurons over the kinks of their activation.
-        steps: number of steps of the nudged phases. None chooses by the network's depth and encoder.
-        nudging: "positive", "negative" and "random_sign" (drawn for each sample from PyTorch's global
-            generator) contrast one nudged phase with the free one, "symmetric" +beta with -beta.
+        beta: length of the force, in units of the state; above 0. The error of the gradient falls with beta squared
+            (symmetric) or beta (one-sided), and a small beta loses nothing. But a neuron that is beyond its bound
+            only answers to a force that carries it back: where the last neuron is the output, a small beta leaves
+            dead outputs dead (snnTorch's tutorial 5, 50 steps: the loss falls to .52 of its start with .01, to
+            .32 with .1, to .16 with .3). A large beta pushes neurons over the kinks of their activation.
+        steps: number of steps of the nudged phases. None chooses it from the network's depth and encoder.
+        nudging: "positive", "negative" and "random_sign" (drawn for each sample from PyTorch's global generator)
+            contrast one nudged phase with the free one; "symmetric" contrasts +beta with -beta.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model.estimator = EquilibriumPropagation(nudging="symmetric")
+        >>> model.estimator = ep.EquilibriumPropagation(nudging="symmetric")
     """
 
     beta: float = 0.1

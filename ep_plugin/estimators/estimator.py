@@ -19,7 +19,15 @@ Gradients = Callable[[Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]
 
 
 class GradientEstimator(Protocol):
-    """How a loss becomes gradients: one method."""
+    """How a loss becomes gradients: one method.
+
+    Example:
+        >>> class Plain:
+        ...     def solve(self, system, encoder, relaxation, observe, counted=True):
+        ...         return ep.BackpropThroughTime().solve(system, encoder, relaxation, observe, counted)
+        >>> model.estimator = Plain()
+        >>> nn.functional.cross_entropy(model(x), y).backward()
+    """
 
     def solve(
         self, system: System, encoder: Encoder, relaxation: Relaxation, observe: Observed, counted: bool = True
@@ -40,7 +48,24 @@ class GradientEstimator(Protocol):
 
 
 def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> tuple[Tensor, ...]:
-    """The outputs, on autograd's graph: `gradients` is called when the backward pass comes."""
+    """Puts the outputs on autograd's graph, with your own gradients.
+
+    Args:
+        outputs: what the readout sees of every read layer.
+        system: the equations, with the values that get gradients.
+        gradients: called when the backward pass comes, with dC/dr of every output, and with True for each value that
+            needs a gradient. It returns one gradient per value, in the order of `system.values.flat()`, or None.
+
+    Returns:
+        The outputs, on the graph.
+
+    Example:
+        >>> from ep_plugin.estimators.estimator import attach
+        >>> system = model.system(x)
+        >>> states = [torch.rand(8, 64)]
+        >>> (output,) = attach(states, system, lambda grads, needed: [None for _ in needed])
+        >>> output.sum().backward()
+    """
     return _Node.apply(_Call(tuple(outputs), gradients, system.names(), recorder()), *system.values.flat())
 
 

@@ -18,28 +18,27 @@ from ep_plugin.validation import chosen, count, plain_numbers, positive
 
 @dataclass(frozen=True)
 class FullPhaseEP:
-    """Two full nudged phases: neurons go on sending their whole states, and these are contrasted.
+    """Two full nudged phases: neurons go on sending their whole states, and the contrast is between these.
 
-    For whoever reproduces the paper. With spikes the contrast is a small difference of two noisy
-    numbers: it needs a strong nudge, is lost beyond four levels, and max pooling does not match.
-    `EquilibriumPropagation` has none of these limits.
+    For users who reproduce the paper. With spikes the contrast is a small difference of two noisy numbers: it needs a
+    strong nudge, is lost beyond four levels, and does not match with max pooling. `EquilibriumPropagation` has none of
+    these limits.
 
-    The paper's setting: `encoder="predictive_sigma_delta"` (or `"sigma_delta"`), average pooling,
-    symmetric nudging.
+    The paper's setting: `encoder="predictive_sigma_delta"` (or `"sigma_delta"`), average pooling, symmetric nudging.
 
     Args:
-        beta: length of the force, in units of the state; above 0. Errors of the gradient fall with beta
-            squared (symmetric) or beta (one-sided); noise falls as beta grows.
+        beta: length of the force, in units of the state; above 0. Errors of the gradient fall with beta squared
+            (symmetric) or beta (one-sided); noise falls as beta grows.
         steps: number of steps of the nudged phases.
-        nudging: "symmetric" contrasts +beta with -beta; "positive", "negative" and "random_sign"
-            contrast one nudged phase with an un-nudged continuation of the free phase of the same length.
+        nudging: "symmetric" contrasts +beta with -beta; "positive", "negative" and "random_sign" contrast one nudged
+            phase with a continuation of the free phase, without a nudge and of the same length.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model.estimator = FullPhaseEP(beta=5.0, steps=8)
+        >>> model.estimator = ep.FullPhaseEP(beta=5.0, steps=8)
     """
 
     beta: float = 5.0

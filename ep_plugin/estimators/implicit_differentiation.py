@@ -22,21 +22,20 @@ from ep_plugin.validation import count, plain_numbers, positive
 class ImplicitDifferentiation:
     """Differentiates the fixed point r = S(r, theta) of one full step S of the relaxation.
 
-    lambda = dC/dr + (dS/dr)^T lambda is iterated to convergence, which it reaches where the
-    relaxation itself does; then dC/dtheta = (dS/dtheta)^T lambda (Almeida 1987, Pineda 1987). Exact
-    for a relaxation that has converged; spiking neurons are linearized at their observed states.
+    It iterates lambda = dC/dr + (dS/dr)^T lambda until it converges, which it does where the relaxation itself does.
+    Then dC/dtheta = (dS/dtheta)^T lambda (Almeida 1987, Pineda 1987). This is exact for a relaxation that has
+    converged; spiking neurons are linearized at their observed states.
 
     Args:
-        tolerance: largest change of lambda in the last iteration, relative to its largest entry in each layer;
-            above 0.
-        max_steps: iterations, 1 or more, after which a warning is given.
+        tolerance: largest change of lambda in the last iteration, relative to its largest entry in each layer; above 0.
+        max_steps: number of iterations, 1 or more, after which a warning is given.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model.estimator = ImplicitDifferentiation()
+        >>> model.estimator = ep.ImplicitDifferentiation()
     """
 
     tolerance: float = 1e-12

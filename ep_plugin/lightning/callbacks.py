@@ -25,28 +25,30 @@ from ep_plugin.validation import count
 
 
 class RecordErrors(L.Callback):
-    """Appends a line of JSON to a file after every epoch: the error so far and how it came about.
+    """Appends a line of JSON to a file after every epoch: the error so far and how it was reached.
 
-    Nothing is rewritten, so an interrupted run keeps its epochs, and runs may share a file. A run that goes on from a
-    checkpoint keeps its start and its seconds, and writes no epoch that it has written before.
+    Nothing is rewritten, so an interrupted run keeps its epochs, and runs may share a file. A run that continues from a
+    checkpoint keeps its start and its seconds, and does not write an epoch again.
+
+    A line holds:
+
+    - `name`, `started` (time of the run's start, UTC), `seed`, `epoch` and `epochs`;
+    - `error` in percent of the images that `watched` names ("test", or "held out" training images), or their `loss` if
+      the outputs are not classes;
+    - `seconds` of training so far, and `spikes` per inference;
+    - `cosine`: the smallest cosine of any parameter's gradient with the exact one, if a `GradientMonitor` has looked;
+    - the number of `parameters`, the model's settings, and the `steps` of its free and nudged phase;
+    - `optimizer`, its `lr` at the start and its `schedule`, `augmented`, `batch_size`, and the environment.
 
     Args:
-        path: of the file; its directory is made if it is not there.
-        name: what the run is called in every line.
-
-    A line holds `name`, `started` (time of the run's start, UTC), `seed`, `epoch` and `epochs`;
-    `error` in percent of the images that `watched` names ("test", or "held out" training images), or their
-    `loss` where outputs are no classes;
-    `seconds` of training so far; `spikes` an inference; `cosine`, the least of any parameter's gradient with the exact
-    one, where a `GradientMonitor` has looked; the number of `parameters`; the model's settings, and `steps` of its
-    free and nudged phase; `optimizer`, its `lr` at the start and its `schedule`; `augmented`, `batch_size`, and the
-    environment.
+        path: of the file; its directory is made if it does not exist.
+        name: of the run, in every line.
 
     Raises:
         ValueError: the directory or the file cannot be written.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[RecordErrors("results.jsonl", "mnist")])
+        >>> trainer = L.Trainer(callbacks=[ep.RecordErrors("results.jsonl", "mnist")])
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -122,24 +124,24 @@ class RecordErrors(L.Callback):
 
 
 class FewStepsFirst(L.Callback):
-    """Short phases in the first epochs, where a rough gradient does; then those that the model was given.
+    """Short phases in the first epochs, where a rough gradient is enough; after them the model's own phases.
 
-    For encoders of one digit a step, binary spikes and deep networks, whose phases are long. (With one digit, 4 free
+    For encoders of one digit per step, binary spikes and deep networks, whose phases are long. (With one digit, 4 free
     and 2 nudged steps, a training step of 2C2FC takes three fifths of the time, and the gradient has cosines of .94
-    and more after 200 batches of MNIST.) A phase that is as short already stays as it is.
+    and more after 200 batches of MNIST.) A phase that is already this short does not change.
 
     Args:
         epochs: how many epochs have short phases, 1 or more.
-        free: their steps of the free phase, 1 or more.
-        nudged: their steps of the nudged phase, 1 or more.
+        free: steps of the short free phase, 1 or more.
+        nudged: steps of the short nudged phase, 1 or more.
 
     Raises:
         ValueError: a number is below 1. In fitting: the model's events have fixed weights.
-        TypeError: a number is no whole one. In fitting: the module is no `EPLightningModule` whose model is
+        TypeError: a number is not a whole number. In fitting: the module is not an `EPLightningModule` whose model is
             trained by `EquilibriumPropagation` or `FullPhaseEP`.
 
     Example:
-        >>> trainer = L.Trainer(max_epochs=8, callbacks=[FewStepsFirst(4)])
+        >>> trainer = L.Trainer(max_epochs=8, callbacks=[ep.FewStepsFirst(4)])
     """
 
     def __init__(self, epochs: int, free: int = 4, nudged: int = 2) -> None:

@@ -73,18 +73,18 @@ class _Sign:
 
 
 class HealthMonitor(L.Callback):
-    """Warns, once of each, of what keeps a network from learning.
+    """Warns if something keeps a network from learning, once for each cause.
 
-    - The states do not settle any more: gradients mean little.
+    - The states no longer settle: gradients mean little.
     - A weight has grown without bound, or is not finite.
-    - A layer is silent, saturated, or all of its neurons stand at their bounds, where no gradient passes.
-    - The training loss stays far above that of chance: log(classes) for a cross entropy, else the first batch's.
+    - A layer is silent or saturated, or all its neurons are at their bounds, where no gradient passes.
+    - The training loss stays far above the loss of chance: log(classes) for a cross entropy, else the first batch's.
 
-    It looks at what the training step has anyway, at batches 0, 1, 2, 4 and so on, and then at every n-th. What holds
-    in two looks, one after the other, is told. Nothing is computed twice, and no random number drawn. With several
-    processes the first one looks at its own images.
+    It looks at what the training step computes anyway, at batches 0, 1, 2, 4 and so on, and then at every n-th. It
+    warns of what it sees in two looks, one after the other. It computes nothing twice and draws no random number. With
+    several processes the first one looks at its own images.
 
-    `EPLightningModule` brings one with it; `EPLightningModule(model, health=False)` does not. One among the trainer's
+    `EPLightningModule` adds one by itself; `EPLightningModule(model, health=False)` does not. One among the trainer's
     callbacks takes its place.
 
     Args:
@@ -92,10 +92,11 @@ class HealthMonitor(L.Callback):
 
     Raises:
         ValueError: `every_n_batches` is below 1.
-        TypeError: `every_n_batches` is no whole number. In fitting: the module's `model` is no `ConvergentNetwork`.
+        TypeError: `every_n_batches` is not a whole number. In fitting: the module's `model` is not a
+            `ConvergentNetwork`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[HealthMonitor(every_n_batches=10)])
+        >>> trainer = L.Trainer(callbacks=[ep.HealthMonitor(every_n_batches=10)])
     """
 
     def __init__(self, every_n_batches: int = 50) -> None:

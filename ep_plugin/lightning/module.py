@@ -186,46 +186,44 @@ def can_infer(model: ConvergentNetwork) -> bool:
 class EPLightningModule(_Task):
     """Trains a convergent network by the gradient estimator that it carries.
 
-    Automatic optimization: the nudged phases run inside `loss.backward()`, so clipping,
-    accumulation, schedulers and precision are Lightning's own. Logs loss, spikes per neuron and
-    inference, and the residual of the equilibrium, under train/, val/ and test/; and accuracy where output
-    and target make it one: `[B, classes]` or `[B, classes, ...]`, and whole numbers `[B]` or `[B, ...]`.
-    With several validation or test sets Lightning's names are "val/loss/dataloader_idx_1" and so on, and the
-    first set's are there without its number too.
+    Optimization is automatic: the nudged phases run inside `loss.backward()`, so clipping, accumulation, schedulers and
+    precision are Lightning's own. The module logs loss, spikes per neuron and inference, and the residual of the
+    equilibrium, under train/, val/ and test/. It also logs accuracy if output and target allow it: `[B, classes]` or
+    `[B, classes, ...]`, and whole numbers `[B]` or `[B, ...]`. With several validation or test sets Lightning's names
+    are "val/loss/dataloader_idx_1" and so on; the first set's are also there without the number.
 
-    Batches are `(x, y)`, where y is what the loss takes; `predict` takes `x` as well. Whatever else a loader
-    gives is made that in `on_before_batch_transfer`.
+    Batches are `(x, y)`, where y is what the loss takes; `predict` takes `x` as well. If a loader gives something else,
+    convert it to this in `on_before_batch_transfer`.
+
+    Checkpoints: load them with `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`. Give `loss`, `lr`
+    and `optimizer` again if they were not the defaults, and give `convert` the same options as before. A checkpoint
+    keeps the network's settings as plain data, and the number of steps of both phases. A model with another encoder or
+    feedback, or with fewer steps, is another network on the same weights, and loading it warns.
+
+    With `AdaptiveDelta(event_weight="fixed")` the trainer skips the sanity check before the training: events have no
+    weight before the first training step.
 
     Args:
         model: input -> output, such as `[B, classes]`.
-        loss: "cross_entropy", "mse" (against targets of the output's shape, or classes as one-hot ones), a
-            callable of (output, target), or a loss of `snntorch.functional`: what those are given is told
-            in `ep_plugin.lightning.spike_losses`.
+        loss: "cross_entropy", "mse" (against targets of the output's shape, or classes as one-hot ones), a callable of
+            (output, target), or a loss of `snntorch.functional`: `ep_plugin.lightning.spike_losses` says what these
+            are given.
         lr: learning rate of Adam, above 0.
-        optimizer: from the parameters to an optimizer, in place of Adam; with a constant schedule
-            also to whatever else Lightning's `configure_optimizers` may return.
+        optimizer: a function from the parameters to an optimizer, instead of Adam; with a constant schedule also to
+            anything else that Lightning's `configure_optimizers` may return.
         schedule: of the learning rate: "constant", or "cosine" (to zero at the training's last step).
-        population: number of classes, where each has a population of outputs, one class after the other:
+        population: number of classes, if each class has a population of outputs, one class after the other:
             `[B, classes * size]`. Loss and accuracy see the populations' sums. snnTorch's losses with
-            `population_code=True` say it themselves.
-        health: warn of a training that comes to nothing (`HealthMonitor`).
-
-    Checkpoints: `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`; give
-    `loss`, `lr` and `optimizer` again if they were not the defaults, and `convert` the options that
-    it had. A checkpoint keeps the network's settings as plain data, and the number of steps of both
-    phases. A model with another encoder or feedback, or with fewer steps, is another network on the
-    same weights, and loading it warns.
-
-    With `AdaptiveDelta(event_weight="fixed")` the trainer's sanity check before the training is skipped:
-    events have no weight before the first training step.
+            `population_code=True` set it themselves.
+        health: warn if the training comes to nothing (`HealthMonitor`).
 
     Raises:
-        ValueError: an unknown loss or schedule, an `lr` that is not above 0, or a loss that means nothing for
-            an equilibrium. In a step: the loss is no single number, or not differentiable.
-        TypeError: `model` is no `ConvergentNetwork`, or the loss a class. In a step: the batch is no `(x, y)`.
+        ValueError: an unknown loss or schedule, an `lr` that is not above 0, or a loss that means nothing for an
+            equilibrium. In a step: the loss is not a single number, or not differentiable.
+        TypeError: `model` is not a `ConvergentNetwork`, or the loss is a class. In a step: the batch is not `(x, y)`.
 
     Example:
-        >>> task = EPLightningModule(convert(net), loss="cross_entropy", lr=1e-3)
+        >>> task = ep.EPLightningModule(model, loss="cross_entropy", lr=1e-3)
     """
 
     def __init__(
@@ -292,10 +290,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class BPTTLightningModule(_Task):
-    """Trains an untouched snnTorch model by surrogate-gradient backpropagation through time.
+    """Trains an unchanged snnTorch model by surrogate-gradient backpropagation through time.
 
-    The same input is shown at every step, or the frames of one that changes over time in turn. The output is the mean
-    over time of what the last module gives (spikes, or a final linear module's value).
+    The same input is shown at every step; an input that changes over time is shown frame by frame. The output is the
+    mean over time of what the last module returns (spikes, or a final linear module's value).
 
     Args:
         net: a model whose neurons hold their state (`init_hidden=True`).
@@ -308,12 +306,12 @@ class BPTTLightningModule(_Task):
         time_varying: inputs are `[T, B, ...]`; each frame is shown for `num_steps / T` steps.
 
     Raises:
-        ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`. In a step: `num_steps` is no
+        ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`. In a step: `num_steps` is not a
             multiple of the number of frames.
-        TypeError: `num_steps` is no whole number.
+        TypeError: `num_steps` is not a whole number.
 
     Example:
-        >>> task = BPTTLightningModule(net, num_steps=25)
+        >>> task = ep.BPTTLightningModule(net, num_steps=25)
     """
 
     def __init__(

@@ -61,20 +61,20 @@ class _Monitor(L.Callback):
 
 
 class EquilibriumMonitor(_Monitor):
-    """How the free phase ends: is it long enough?
+    """Shows how the free phase ends: is it long enough?
 
-    Logs "equilibrium/residual" (the largest `Equilibrium.residual` of the batch), "equilibrium/steps"
-    and, for a relaxation with a tolerance, "equilibrium/converged" (share of the samples).
+    Logs "equilibrium/residual" (the largest `Equilibrium.residual` of the batch), "equilibrium/steps" and, for a
+    relaxation with a tolerance, "equilibrium/converged" (share of the samples).
 
     Args:
         every_n_batches: 1 or more.
 
     Raises:
         ValueError: `every_n_batches` is below 1. In fitting: the trainer has no logger.
-        TypeError: `every_n_batches` is no whole number. In fitting: the module is no `EPLightningModule`.
+        TypeError: `every_n_batches` is not a whole number. In fitting: the module is not an `EPLightningModule`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[EquilibriumMonitor(every_n_batches=100)])
+        >>> trainer = L.Trainer(callbacks=[ep.EquilibriumMonitor(every_n_batches=100)])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
@@ -86,9 +86,9 @@ class EquilibriumMonitor(_Monitor):
 
 
 class SpikeMonitor(_Monitor):
-    """How much each layer fires.
+    """Shows how much each layer fires.
 
-    Logs "state/layer l" (mean state, of the largest possible one) and, unless neurons are graded,
+    Logs "state/layer l" (mean state, as a share of the largest possible one) and, unless neurons are graded,
     "spikes/layer l" (spikes per neuron and inference).
 
     Args:
@@ -99,7 +99,7 @@ class SpikeMonitor(_Monitor):
         TypeError: as `EquilibriumMonitor`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[SpikeMonitor()])
+        >>> trainer = L.Trainer(callbacks=[ep.SpikeMonitor()])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
@@ -117,7 +117,7 @@ _REFERENCE = ImplicitDifferentiation(tolerance=1e-5, max_steps=200)
 
 
 class FeedbackMonitor(_Monitor):
-    """How far feedback weights of their own have turned to the transpose (`convert(feedback_weights="separate")`).
+    """Shows how far separate feedback weights are from the transposed weights (`convert(feedback_weights="separate")`).
 
     Logs "feedback_angle/<module>": degrees between the weights up and down; about 90 at the start, 0 where they agree.
 
@@ -125,12 +125,12 @@ class FeedbackMonitor(_Monitor):
         every_n_batches: 1 or more.
 
     Raises:
-        ValueError: `every_n_batches` is below 1. In fitting: the trainer has no logger, or the network's feedback has
-            no weights of its own.
-        TypeError: `every_n_batches` is no whole number. In fitting: the module is no `EPLightningModule`.
+        ValueError: `every_n_batches` is below 1. In fitting: the trainer has no logger, or the network has no separate
+            feedback weights.
+        TypeError: `every_n_batches` is not a whole number. In fitting: the module is not an `EPLightningModule`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[FeedbackMonitor()])
+        >>> trainer = L.Trainer(callbacks=[ep.FeedbackMonitor()])
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -146,13 +146,12 @@ class FeedbackMonitor(_Monitor):
 
 
 class GradientMonitor(_Monitor):
-    """How well each parameter's gradient agrees with the exact one of settled graded neurons.
+    """Shows how well each parameter's gradient agrees with the exact gradient of settled graded neurons.
 
-    Logs "cosine/PARAMETER" and "norm ratio/PARAMETER" of `gradient_agreement` for every parameter that
-    is trained. The reference is the same network, with its own feedback, whose graded neurons settle in
-    full; "reference/residual" is the largest `Equilibrium.residual` that is left in it. Where that
-    is large the network does not settle, and no estimator has a gradient that means anything. A look
-    costs several training steps.
+    Logs "cosine/PARAMETER" and "norm ratio/PARAMETER" of `gradient_agreement` for every parameter that is trained. The
+    reference is the same network, with the same feedback, whose graded neurons settle in full. "reference/residual" is
+    the largest `Equilibrium.residual` that remains in it. If that is large, the network does not settle, and no
+    estimator has a meaningful gradient. One look costs several training steps.
 
     Args:
         every_n_batches: 1 or more.
@@ -162,7 +161,7 @@ class GradientMonitor(_Monitor):
         TypeError: as `EquilibriumMonitor`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[GradientMonitor(every_n_batches=250)])
+        >>> trainer = L.Trainer(callbacks=[ep.GradientMonitor(every_n_batches=250)])
     """
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:

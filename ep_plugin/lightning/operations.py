@@ -18,12 +18,12 @@ _LOGGED = ("spikes", "synaptic_operations", "multiply_adds", "dense")
 
 
 class OperationsMonitor(L.Callback):
-    """How many operations an inference and a training step take, once an epoch, on its first batch.
+    """Counts the operations of an inference and a training step, once per epoch, on its first batch.
 
-    Logs "operations/inference NAME" and "operations/training step NAME", means of a sample, for spikes,
+    Logs "operations/inference NAME" and "operations/training step NAME", means per sample, for spikes,
     synaptic_operations, multiply_adds, dense and energy (an estimate, in joules); see `count_operations`. (With
-    `ImplicitDifferentiation`, which has no phases, both are those of an inference.) The training does not notice.
-    With several processes the first one counts its own images.
+    `ImplicitDifferentiation`, which has no phases, both are those of an inference.) The training is not affected. With
+    several processes the first one counts its own images.
 
     Args:
         costs: of one operation each, for the estimate; by default those of `EnergyCosts()`.
@@ -31,11 +31,11 @@ class OperationsMonitor(L.Callback):
 
     Raises:
         ValueError: `every_n_epochs` is below 1. In fitting: the trainer has no logger.
-        TypeError: `every_n_epochs` is no whole number, or `costs` no `EnergyCosts`. In fitting: the module is no
-            `EPLightningModule` or `BPTTLightningModule`.
+        TypeError: `every_n_epochs` is not a whole number, or `costs` is not an `EnergyCosts`. In fitting: the module is
+            neither an `EPLightningModule` nor a `BPTTLightningModule`.
 
     Example:
-        >>> trainer = L.Trainer(callbacks=[OperationsMonitor()])
+        >>> trainer = L.Trainer(callbacks=[ep.OperationsMonitor()])
     """
 
     def __init__(self, costs: EnergyCosts | None = None, every_n_epochs: int = 1) -> None:

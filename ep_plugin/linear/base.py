@@ -15,44 +15,119 @@ Tensors = tuple[Tensor, ...]
 
 
 class LinearMap:
-    """One affine map A(x) = K x + b with its tensors made explicit. Shapes are batch first.
+    """An affine map A(x) = K x + b whose tensors are given at every call. Shapes are batch first.
 
-    A subclass needs `tensors` and `affine`. `linear`, `adjoint` and `pullback` follow from them, by
-    autograd; override them where PyTorch has a kernel of its own.
+    A subclass needs `tensors` and `affine`. `linear`, `adjoint` and `pullback` follow from them, by autograd; override
+    them where PyTorch has a faster way.
 
     Attributes:
-        is_linear: False for a map that is affine only near a state (max pooling): `at` then gives
-            the tensors of the map that it is there.
+        is_linear: False for a map that is affine only near a state (max pooling). `at` then returns the tensors of the
+            affine map near that state.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, size):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(size))
+        ...
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> class ScaleMap(ep.LinearMap):
+        ...     def __init__(self, module):
+        ...         self.module = module
+        ...
+        ...     def tensors(self):
+        ...         return (self.module.weight,)
+        ...
+        ...     def affine(self, tensors, x):
+        ...         return tensors[0] * x
+        >>> ep.register_linear(Scale, ScaleMap)
     """
 
     is_linear = True
 
     def tensors(self) -> Tensors:
-        """The effective weights, on the autograd graph of the parameters that they are made of."""
+        """The effective weights.
+
+        Returns:
+            The tensors of the map, on the autograd graph of the parameters that they are computed from.
+        """
         return ()
 
     def drawn(self, shape: Sequence[int], like: Tensor) -> Tensors:
-        """The tensors of one forward pass, for an input of `shape` (without the batch). Dropout draws its mask."""
+        """The tensors of one forward pass. Dropout draws its mask here.
+
+        Args:
+            shape: of an input, without the batch.
+            like: a tensor with the dtype and device of the pass.
+
+        Returns:
+            The tensors; by default those of `tensors()`.
+        """
         return self.tensors()
 
     def prepared(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype) -> Tensors:
-        """The tensors as many calls want them: in `dtype`, laid out for an input of `shape`."""
+        """The tensors in the form that makes many calls fast.
+
+        Args:
+            tensors: of this map.
+            shape: of an input, without the batch.
+            dtype: of the products.
+
+        Returns:
+            The tensors in `dtype`, laid out for an input of `shape`.
+        """
         return tuple(t.to(dtype) for t in tensors)
 
     def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """A(x) = K x + b."""
+        """The map itself.
+
+        Args:
+            tensors: of this map.
+            x: the input, `[B, ...]`.
+
+        Returns:
+            A(x) = K x + b.
+        """
         raise NotImplementedError
 
     def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """K x."""
+        """The map without its offset.
+
+        Args:
+            tensors: of this map.
+            x: the input, `[B, ...]`.
+
+        Returns:
+            K x.
+        """
         return self.affine(tensors, x) - self.affine(tensors, torch.zeros_like(x[:1]))
 
     def adjoint(self, tensors: Tensors, y: Tensor, shape: Sequence[int]) -> Tensor:
-        """K^T y, for an input of `shape` (without the batch)."""
+        """The transposed map, through which feedback goes down.
+
+        Args:
+            tensors: of this map.
+            y: what goes down, in the shape of the map's output.
+            shape: of an input, without the batch.
+
+        Returns:
+            K^T y.
+        """
         return back(lambda x, *own: self.affine(own, x), y, shape, tensors)
 
     def pullback(self, tensors: Tensors, x: Tensor, y: Tensor, offset: bool = True) -> list[Tensor | None]:
-        """The gradient of <y, A(x)> with respect to each of the tensors; of <y, K x> if not `offset`."""
+        """The gradient of <y, A(x)> with respect to each of the tensors.
+
+        Args:
+            tensors: of this map.
+            x: the input, `[B, ...]`.
+            y: in the shape of the map's output.
+            offset: False gives the gradient of <y, K x>, which leaves out b.
+
+        Returns:
+            One gradient per tensor; None for a tensor that has none.
+        """
         if not any(t.is_floating_point() for t in tensors):
             return [None] * len(tensors)
         with recording():
@@ -68,11 +143,26 @@ class LinearMap:
         return [next(found) if t.requires_grad else None for t in leaves]
 
     def absorb(self, following: "LinearMap") -> "LinearMap | None":
-        """One map that does what this one and the `following` one do in turn; None if there is none."""
+        """One map for this one and the next, if there is such a map.
+
+        Args:
+            following: the map that is applied after this one.
+
+        Returns:
+            A map that does both in turn; None if there is none.
+        """
         return None
 
     def at(self, tensors: Tensors, x: Tensor) -> Tensors:
-        """The tensors of the affine map that this one is near `x`, with the batch first in each."""
+        """The affine map near an input. A linear map is the same near every input.
+
+        Args:
+            tensors: of this map.
+            x: the input, `[B, ...]`.
+
+        Returns:
+            The tensors of that affine map, each with the batch first; a linear map returns `tensors`.
+        """
         return tensors
 
 
@@ -107,12 +197,12 @@ REGISTRY: dict[type[nn.Module], Callable[..., LinearMap]] = {}
 
 
 def register_linear(module_type: type[nn.Module], map_type: Callable[..., LinearMap] = Differentiated) -> None:
-    """Lets modules of a type stand between neurons.
+    """Allows modules of a type between neurons.
 
     Args:
-        module_type: its `forward` must be affine in its one input, `[B, ...] -> [B, ...]`, the same for
-            every sample, and must not change from call to call. Subclasses are registered by themselves.
-        map_type: from a module to its `LinearMap`. By default the module is differentiated by PyTorch.
+        module_type: its `forward` must be affine in its one input, `[B, ...] -> [B, ...]`, the same for every sample,
+            and must not change from call to call. Subclasses must be registered separately.
+        map_type: makes a `LinearMap` of a module. By default PyTorch differentiates the module.
 
     Raises:
         TypeError: `module_type` is not a subclass of `nn.Module`.
@@ -121,7 +211,8 @@ def register_linear(module_type: type[nn.Module], map_type: Callable[..., Linear
         >>> class Flip(nn.Module):
         ...     def forward(self, x):
         ...         return x.flip(-1)
-        >>> register_linear(Flip)
+        >>> ep.register_linear(Flip)
+        >>> model = ep.convert(nn.Sequential(nn.Linear(4, 3), snn.Leaky(0.9), Flip(), nn.Linear(3, 3), snn.Leaky(0.9)))
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
         raise TypeError(f"register_linear was given {module_type!r}; expected a subclass of nn.Module")

@@ -27,16 +27,20 @@ class Connection(nn.Module):
     """The weights between two layers of neurons.
 
     Args:
-        module: affine in its input, `[B, ...] -> [B, ...]`: a module of PyTorch that is known to be, one
-            of a type given to `register_linear`, or an `nn.Sequential` of these. Max pooling, ReLU,
-            LeakyReLU, ReLU6 and Hardtanh are piecewise affine and may stand in it. Its parameters are
-            shared, not copied.
+        module: affine in its input, `[B, ...] -> [B, ...]`: a module of PyTorch that is known to be affine, one of a
+            type given to `register_linear`, or an `nn.Sequential` of these. It may contain max pooling, ReLU,
+            LeakyReLU, ReLU6 and Hardtanh, which are piecewise affine. Its parameters are shared, not copied.
         source: index of the layer whose neurons send.
-        target: index of the layer whose neurons receive. It may equal `source` (a recurrent layer,
-            which then acts through K + K^T).
+        target: index of the layer whose neurons receive. It may equal `source` (a recurrent layer, which then acts
+            through K + K^T).
 
     Raises:
         ValueError: a module is not known to be affine.
+
+    Example:
+        >>> layers = [ep.Layer()]
+        >>> recurrent = ep.Connection(nn.Linear(32, 32, bias=False), source=0, target=0)
+        >>> model = ep.ConvergentNetwork(nn.Linear(64, 32), layers, [recurrent], nn.Linear(32, 10))
     """
 
     def __init__(self, module: nn.Module, source: int, target: int) -> None:

@@ -11,21 +11,23 @@ from ep_plugin.validation import chosen, not_negative
 
 
 class ReadNoise(LinearMap, nn.Module):
-    """Noise on what neurons read of their synapses: the sum, times 1 + std * N(0, 1), drawn anew in every read.
+    """Noise on what neurons read from their synapses: the sum, times 1 + std * N(0, 1), drawn again in every read.
 
-    In both phases, in training and in inference. What a weight learns from, its two neurons' traces, is not noisy.
+    It acts in both phases, in training and in inference. What a weight learns from, the traces of its two neurons, has
+    no noise.
 
     Args:
         std: of the factor; 0 or more.
-        direction: "up" for what the target reads; it then stands at a connection's end. "down" for what the source
-            reads of the feedback; it then stands at the beginning.
+        direction: "up" for what the target reads; the module then is the last of a connection. "down" for what the
+            source reads of the feedback; the module then is the first.
 
     Raises:
-        ValueError: std is below 0, or the direction unknown.
-        TypeError: std is no number.
+        ValueError: std is below 0, or the direction is unknown.
+        TypeError: std is not a number.
 
     Example:
-        >>> noisy = Connection(nn.Sequential(ReadNoise(0.05, "down"), nn.Linear(32, 16), ReadNoise(0.05)), 0, 1)
+        >>> up, down = ep.chips.ReadNoise(0.05, "up"), ep.chips.ReadNoise(0.05, "down")
+        >>> noisy = ep.Connection(nn.Sequential(down, nn.Linear(32, 16), up), source=0, target=1)
     """
 
     def __init__(self, std: float, direction: Literal["up", "down"] = "up") -> None:

@@ -23,22 +23,22 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class SeparateFeedback(nn.Module):
-    """A linear module or convolution whose feedback goes through weights of its own.
+    """A linear module or convolution whose feedback uses separate weights.
 
-    The feedback's weights start as the forward ones in random order (PyTorch's global generator), with the same
+    The feedback weights start as the forward ones in random order (PyTorch's global generator), with the same
     parametrizations (standardized, quantized).
 
     Args:
         module: an `nn.Linear` or convolution. Its weights and bias are shared, not copied.
 
     Attributes:
-        feedback: a module like it, without a bias: what goes down is its adjoint.
+        feedback: a module like it, without a bias; what goes down is its adjoint.
 
     Raises:
-        TypeError: the module is of another type.
+        TypeError: the module has another type.
 
     Example:
-        >>> connection = Connection(SeparateFeedback(nn.Linear(32, 16)), 0, 1)
+        >>> connection = ep.Connection(ep.chips.SeparateFeedback(nn.Linear(32, 16)), source=0, target=1)
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -115,7 +115,7 @@ def separated(module: nn.Module) -> nn.Module:
 
 
 def feedback_angles(model: nn.Module) -> dict[str, float]:
-    """Degrees between the weights up and down, of every module that has feedback of its own.
+    """Degrees between the weights up and down, for every module with separate feedback weights.
 
     Args:
         model: a converted network with `feedback_weights="separate"`.
@@ -124,8 +124,9 @@ def feedback_angles(model: nn.Module) -> dict[str, float]:
         The module's name in the model -> its angle: about 90 at the start, 0 where they agree.
 
     Example:
-        >>> feedback_angles(convert(net, feedback_weights="separate"))
-        {'connections.0.module.1': 89.7}
+        >>> model = ep.convert(net, feedback_weights="separate")
+        >>> [round(angle, -1) for angle in ep.chips.feedback_angles(model).values()]
+        [90.0]
     """
     return {name: m.angle() for name, m in model.named_modules() if isinstance(m, SeparateFeedback)}
 

@@ -41,16 +41,16 @@ def vgg(
 ) -> nn.Sequential:
     """Convolutions (3x3) one after the other, a hidden layer and a linear readout, for images `[B, C, H, W]`.
 
-    Of 6 to 9 layers of neurons: one a convolution, and the hidden one. Where the number of channels changes, and
-    behind the last convolution, pooling halves the image.
+    It has 6 to 9 layers of neurons: one per convolution, and the hidden one. Where the number of channels changes, and
+    after the last convolution, pooling halves the image.
 
     Args:
         shape: channels, height and width of an image.
         channels: of every convolution.
         hidden: neurons of the hidden layer.
         classes: outputs.
-        leak: `beta` of the `snn.Leaky` neurons. It has no part in the converted net. (With little of it snnTorch's
-            own neurons are silent in deep layers.)
+        leak: `beta` of the `snn.Leaky` neurons. It has no effect on the converted net. (With a small leak factor
+            snnTorch's own neurons are silent in deep layers.)
         gain: of the standardized weights at the start.
         dropout: share of the hidden layer's neurons that the readout does not see in training.
         pooling: "average" or "max".
@@ -61,10 +61,11 @@ def vgg(
 
     Raises:
         ValueError: an unknown pooling, a number that is not above 0, or an image too small for the poolings.
-        TypeError: a number is of a wrong type.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> model = convert(vgg((1, 28, 28), channels=(32, 32, 64, 64, 64), pooling="average"))
+        >>> net = ep.models.vgg((1, 28, 28), channels=(32, 32, 64, 64, 64), pooling="average")
+        >>> model = ep.convert(net)
     """
     inputs, height, width = image_shape(shape)
     pool = chosen("pooling", pooling, POOLS)
@@ -126,9 +127,9 @@ def residual(
 ) -> nn.Sequential:
     """A convolution (3x3), stages of residual blocks, average pooling and a linear readout.
 
-    Of 9 (`blocks=(1, 1, 2)`) to 13 (`(2, 2, 2)`) layers of neurons: one, and two a block. Signals are added before
-    neurons, so what neurons send stays in [0, 1]. Each stage but the first begins with pooling, and the readout sees
-    averages over 2 x 2 places: with means over whole channels training starts slowly.
+    It has 9 (`blocks=(1, 1, 2)`) to 13 (`(2, 2, 2)`) layers of neurons: one, and two per block. Signals are added
+    before neurons, so what neurons send stays in [0, 1]. Each stage except the first begins with pooling, and the
+    readout sees averages over 2 x 2 places: with means over whole channels training starts slowly.
 
     Args:
         shape: channels, height and width of an image.
@@ -146,12 +147,12 @@ def residual(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling, a number that is not above 0, another number of channels than of blocks, or
-            an image too small for the poolings.
-        TypeError: a number is of a wrong type.
+        ValueError: an unknown pooling, a number that is not above 0, not as many channels as blocks, or an image too
+            small for the poolings.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> model = convert(residual(blocks=(2, 2, 2)))
+        >>> model = ep.convert(ep.models.residual(blocks=(2, 2, 2)))
     """
     inputs, height, width = image_shape(shape)
     pool = chosen("pooling", pooling, POOLS)

@@ -39,10 +39,9 @@ def convolutional_2c2fc(
         gain: of `initialize_`; None keeps PyTorch's initialization.
         dropout: share of the hidden layer's neurons that the readout does not see in training.
         pooling: "average" or "max".
-        normalize: mean and standard deviation of the images' pixels (a number each, or one a channel), which
-            the net then takes off and divides by; None leaves the images as they are.
-        centered: the weights into a neuron of the second and third layer sum to zero
-            (`CenteredWeight`).
+        normalize: mean and standard deviation of the images' pixels (one number each, or one per channel); the net
+            subtracts the mean and divides by the deviation. None leaves the images as they are.
+        centered: the weights into each neuron of the second and third layer sum to zero (`CenteredWeight`).
         shape: channels, height and width of an image.
 
     Returns:
@@ -52,7 +51,9 @@ def convolutional_2c2fc(
         ValueError: an unknown pooling, a standard deviation or gain that is not above 0, or an image too small.
 
     Example:
-        >>> model = convert(convolutional_2c2fc(pooling="max", gain=2.0))
+        >>> net = ep.models.convolutional_2c2fc(pooling="max", gain=2.0)
+        >>> ep.convert(net)(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     inputs, *size = image_shape(shape)
     first, second = channels
@@ -92,6 +93,9 @@ def small_convolutional(
 
     Raises:
         ValueError: an unknown pooling.
+
+    Example:
+        >>> model = ep.convert(ep.models.small_convolutional(hidden=128))
     """
     pool = chosen("pooling", pooling, POOLS)
     return nn.Sequential(
@@ -124,6 +128,9 @@ def perceptron(
 
     Raises:
         ValueError: the gain is not above 0.
+
+    Example:
+        >>> model = ep.convert(ep.models.perceptron(inputs=64, hidden=100))
     """
     net = nn.Sequential(
         *(nn.Flatten(), nn.Linear(inputs, hidden), neuron(leak)),

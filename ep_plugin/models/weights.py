@@ -15,10 +15,17 @@ Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
 
 
 class CenteredWeight(nn.Module):
-    """A parametrization of a weight `[out, ...]`: what goes into an output sums to zero.
+    """A parametrization of a weight `[out, ...]`: the weights into each output sum to zero.
 
-    Spikes and rates lie in [0, 1], far from zero mean; so what all inputs have in common adds nothing
-    to a drive.
+    Spikes and rates are in [0, 1], far from zero mean. With this parametrization what all inputs have in common adds
+    nothing to a drive.
+
+    Example:
+        >>> from torch.nn.utils import parametrize
+        >>> layer = nn.Linear(64, 32)
+        >>> layer = parametrize.register_parametrization(layer, "weight", ep.models.CenteredWeight())
+        >>> bool(layer.weight.sum(1).abs().max() < 1e-5)
+        True
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -26,27 +33,27 @@ class CenteredWeight(nn.Module):
 
 
 class StandardizedWeight(nn.Module):
-    """A parametrization of a weight `[out, ...]`: mean and variance of each output's weights are taken off and out.
+    """A parametrization of a weight `[out, ...]` that standardizes mean and variance of each output's weights.
 
         weight <- gain * (weight - mean) / |weight - mean|
 
-    with a gain of each output that is learned. Weight standardization (arXiv:1903.10520), scaled as in
-    arXiv:2101.08692: of inputs that are independent with a variance v, a drive has the variance gain^2 v, however
-    many they are. It does the work of a batch normalization without statistics of a batch, which would couple the
-    samples.
+    with one learned gain per output. Weight standardization (arXiv:1903.10520), scaled as in arXiv:2101.08692: if the
+    inputs are independent with a variance v, a drive has the variance gain^2 v, whatever the number of inputs. It
+    replaces a batch normalization, whose batch statistics would couple the samples.
 
     Args:
         outputs: length of the weight's first dimension.
         gain: at the start, of every output; above 0.
-        epsilon: the least norm that is divided by, above 0.
+        epsilon: the smallest norm that is divided by, above 0.
 
     Raises:
-        ValueError: a number is not above 0. With a weight: an output has a single one, which is its own mean.
-        TypeError: a number is none.
+        ValueError: a number is not above 0. With a weight: an output has a single weight, which is its own mean.
+        TypeError: an argument is not a number.
 
     Example:
+        >>> from torch.nn.utils import parametrize
         >>> conv = nn.Conv2d(64, 64, 3, padding=1)
-        >>> parametrize.register_parametrization(conv, "weight", StandardizedWeight(64))
+        >>> conv = parametrize.register_parametrization(conv, "weight", ep.models.StandardizedWeight(64))
     """
 
     def __init__(self, outputs: int, gain: float = 1.0, epsilon: float = 1e-6) -> None:

@@ -15,27 +15,27 @@ with needed_by("ep_plugin.neurons.norse"):
 
 
 class ConvergentLIFBoxCell(LIFBoxCell):
-    """Norse's `LIFBoxCell` with convergent dynamics, for `SequentialState` or a loop of your own.
+    """Norse's `LIFBoxCell` with convergent dynamics, for `SequentialState` or your own loop.
 
-    One call moves the membrane towards its equilibrium clip(input, 0, v_th - v_leak), measured from
-    v_leak, and returns what the neuron sends: binary spikes, or, for encoders without them, the trace
-    (what neighbours know of the state, in units of the threshold). The mean of the spikes tends to
-    membrane / (v_th - v_leak).
-
-        state = None
-        for step in range(num_steps):
-            z, state = cell(current, state)
+    One call moves the membrane towards its equilibrium clip(input, 0, v_th - v_leak), measured from v_leak, and returns
+    what the neuron sends: binary spikes, or, for encoders without them, the trace (what neighbours know of the state,
+    in units of the threshold). The mean of the spikes tends to membrane / (v_th - v_leak).
 
     Args:
-        p: Norse's parameters. `v_th - v_leak` is the threshold, above 0; `tau_mem_inv` and the reset
-            are kept, and without effect on the equilibrium.
+        p: Norse's parameters. `v_th - v_leak` is the threshold, above 0; `tau_mem_inv` and the reset are kept, and
+            have no effect on the equilibrium.
         encoder: what the neuron sends, as in `ConvergentNetwork`.
         activation: as in `Layer`.
         step_size: how far the membrane moves in a step, in (0, 1].
 
     Raises:
         ValueError: a setting is out of its range or unknown.
-        TypeError: a setting is of a wrong type.
+        TypeError: a setting has a wrong type.
+
+    Example:
+        >>> cell, state = ep.ConvergentLIFBoxCell(), None
+        >>> for step in range(20):
+        ...     z, state = cell(torch.tensor([[0.3]]), state)
     """
 
     def __init__(

@@ -15,17 +15,12 @@ from ep_plugin.validation import fraction
 class ConvergentLeaky(snn.Leaky):
     """snnTorch's `Leaky` with convergent dynamics, for people who write their own loop.
 
-    One call moves the membrane towards its equilibrium clip(input, 0, threshold) and returns what
-    the neuron sends: binary spikes, or, for encoders without them, the trace (what neighbours know of the
-    state, in units of the threshold). The mean of the spikes tends to membrane / threshold. All state
-    is in `mem`, none in the neuron:
-
-        mem = None
-        for step in range(num_steps):
-            spk, mem = lif(current, mem)
+    One call moves the membrane towards its equilibrium clip(input, 0, threshold) and returns what the neuron sends:
+    binary spikes, or, for encoders without them, the trace (what neighbours know of the state, in units of the
+    threshold). The mean of the spikes tends to membrane / threshold. All state is in `mem`, none in the neuron.
 
     Args:
-        beta: snnTorch's leak; kept, and without effect on the equilibrium.
+        beta: snnTorch's leak. It is kept, and has no effect on the equilibrium.
         threshold: a number or a tensor that broadcasts against the input.
         encoder: what the neuron sends, as in `ConvergentNetwork`.
         activation: as in `Layer`.
@@ -34,7 +29,12 @@ class ConvergentLeaky(snn.Leaky):
 
     Raises:
         ValueError: a setting is out of its range or unknown.
-        TypeError: a setting is of a wrong type.
+        TypeError: a setting has a wrong type.
+
+    Example:
+        >>> lif, mem = ep.ConvergentLeaky(threshold=1.0), None
+        >>> for step in range(20):
+        ...     spk, mem = lif(torch.tensor([[0.3]]), mem)
     """
 
     def __init__(

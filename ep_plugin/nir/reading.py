@@ -26,22 +26,22 @@ Source: TypeAlias = nir.NIRGraph | str | os.PathLike[str]
 def from_nir(
     source: Source, *, dt: float | None = None, output: str | None = None, **settings: Any
 ) -> ConvergentNetwork:
-    """A NIR graph of any library as a convergent network: `convert(as_module(source), **settings)`.
+    """Reads a NIR graph of any library as a convergent network: `convert(as_module(source), **settings)`.
 
     Kept: weights and biases (to the last bit, if they are float32), thresholds, the graph with its sums. Not kept:
-    leaks, synapses and resets, which have no part in an equilibrium; `r` and `w_in` are in the thresholds
-    (`ep_plugin.nir.modules` has the formulas). A ConversionWarning tells of it once. Subgraphs are unfolded. Recurrent
-    weights V of one neuron act as (V + V^T) / 2.
+    leaks, synapses and resets, which have no effect on an equilibrium; `r` and `w_in` become part of the thresholds
+    (`ep_plugin.nir.modules` has the formulas). One ConversionWarning says so. Subgraphs are unfolded. Recurrent weights
+    V of one neuron act as (V + V^T) / 2.
 
-    A graph that `to_nir` has written is the same network again: its feedback is recognized, and `model.feedback` set to
-    its strength (the shortest number that makes the same float32). Its encoder, steps and estimator are not in the
-    graph: give them as settings. Convolutions are there as matrices, and stay so. Graphs of others have no feedback;
-    the network makes its own, of the default strength.
+    A graph that `to_nir` has written becomes the same network again: its feedback is recognized, and `model.feedback`
+    is set to its strength (the shortest number with the same float32). Its encoder, steps and estimator are not in the
+    graph: give them as settings. Convolutions are matrices in the graph, and stay matrices. Other graphs have no
+    feedback; the network makes its own, of the default strength.
 
     Args:
         source: a graph, or a file that `nir.write` has written.
         dt: seconds of a step, for leaky neurons into which a step adds r dt / tau of the input; that is then their
-            gain. None: r is the gain, but where r = tau / 1e-4, as snnTorch and Lava write, it is 1.
+            gain. None: r is the gain, except that the gain is 1 if r = tau / 1e-4, as snnTorch and Lava write it.
         output: the name of an Output node, if there are several.
         settings: of `convert`, such as `encoder`, `feedback`, `estimator`.
 
@@ -49,12 +49,14 @@ def from_nir(
         The network.
 
     Raises:
-        ValueError: a node or a way back has no counterpart, with its name, the reason and a way out; or the file cannot
-            be read.
+        ValueError: a node or a connection back has no counterpart (the message gives its name, the reason and a way
+            out), or the file cannot be read.
         TypeError: `source` is neither a graph nor a path, or a setting is unknown.
 
     Example:
-        >>> model = from_nir("net.nir")
+        >>> import nir
+        >>> nir.write("net.nir", ep.to_nir(model, (1, 8, 8)))
+        >>> same = ep.from_nir("net.nir")
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -79,9 +81,9 @@ def from_nir(
 
 
 def as_module(source: Source, dt: float | None = None, output: str | None = None) -> fx.GraphModule:
-    """The plain net of a NIR graph, which `from_nir` converts: to look at, or to change first.
+    """The plain net of a NIR graph, which `from_nir` converts: to look at it, or to change it first.
 
-    Its neurons are snnTorch's, with leak 1 and the subtract reset, under the names of the graph; recognized feedback is
+    Its neurons are snnTorch's, with leak 1 and the subtract reset, under the names of the graph. Recognized feedback is
     left out. `print(net.code)` shows what it computes in a step.
 
     Args:
@@ -97,7 +99,8 @@ def as_module(source: Source, dt: float | None = None, output: str | None = None
         TypeError: as `from_nir`.
 
     Example:
-        >>> model = ep.convert(as_module("net.nir"))
+        >>> plain = ep.nir.as_module(ep.to_nir(model, (1, 8, 8)))
+        >>> same = ep.convert(plain)
     """
     return _read(source, dt, output)[1]
 

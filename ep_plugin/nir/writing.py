@@ -81,7 +81,8 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None, f
         TypeError: `feedback` is neither True nor False.
 
     Example:
-        >>> nir.write("net.nir", to_nir(model, (1, 28, 28)))
+        >>> import nir
+        >>> nir.write("net.nir", ep.to_nir(model, (1, 8, 8)))
     """
     if not isinstance(feedback, bool):
         raise TypeError(f"feedback is {feedback!r}; expected True or False")

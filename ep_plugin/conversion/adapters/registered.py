@@ -23,25 +23,24 @@ def register_neuron(
     outputs: int = 1,
     activation: ActivationName | Activation | Elementwise | None = None,
 ) -> None:
-    """Tells `convert` of a neuron of your own, which it then treats like snnTorch's and Norse's.
+    """Makes your own neuron class known to `convert`, which then treats it like the neurons of snnTorch and Norse.
 
-    The converted neuron settles where r = activation(gain * drive / threshold). So the gain is what the
-    neuron makes of a steady input before it meets the threshold: 1 for one that adds up its input,
-    1 / (1 - alpha) where a synapse decays by alpha a step. What the neuron does in time (leak, reset) has no
-    part in it.
+    The converted neuron settles where r = activation(gain * drive / threshold). The gain says how large a steady input
+    has become when it meets the threshold: 1 for a neuron that adds up its input, 1 / (1 - alpha) for one whose
+    synapse decays by alpha per step. What the neuron does over time (leak, reset) has no effect on the equilibrium.
 
     Args:
         module_type: the neuron's class. It is called with its drive first (states may follow) and returns its
-            spikes, of the drive's shape. Subclasses are registered by themselves.
+            spikes, in the drive's shape. Subclasses must be registered separately.
         threshold: the name of the neuron's attribute, a number, a tensor that broadcasts against the drive
             `[B, ...]`, or a function of the neuron that returns one of these. An `nn.Parameter` is trained.
-        gain: the same; fixed.
+        gain: the same choices as for `threshold`; it is not trained.
         outputs: how many values a call returns, spikes first: 1 for the spikes alone (not in a tuple), 2 for
             `spikes, state`. Only the spikes can be read.
-        activation: of the layers made of it; by default what `convert` is given.
+        activation: of the layers that are made from this class; by default the one that `convert` is given.
 
     Raises:
-        TypeError: `module_type` is not a subclass of `nn.Module`, or an argument is of a wrong type.
+        TypeError: `module_type` is not a subclass of `nn.Module`, or an argument has a wrong type.
         ValueError: a number is out of its range, or the activation is unknown.
 
     Example:

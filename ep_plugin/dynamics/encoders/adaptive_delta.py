@@ -45,22 +45,21 @@ _MOST_DIGITS = 5
 class AdaptiveDelta:
     """Signed events (-1, 0 or 1) whose trace follows the state in a closed loop.
 
-    The default of the free phase and of deviations. Not snnTorch's `spikegen.delta`, whose threshold is
-    fixed.
+    The default of the free phase and of deviations. This is not snnTorch's `spikegen.delta`, whose threshold is fixed.
 
     Args:
-        event_weight: what an event stands for: "sample" (a number a sample, layer and step: graded events),
-            "power_of_two" (the same, rounded up: a shared exponent), or "fixed" (constants of layer and step,
+        event_weight: what an event stands for: "sample" (one number per sample, layer and step: graded events),
+            "power_of_two" (the same, rounded up: a shared exponent), or "fixed" (one constant per layer and step,
             which a network in training mode finds by running means, as a batch normalization does).
-        digits: how many events a neuron may send in a step, 1 to 5. The weight of each is a third of that before
+        digits: how many events a neuron may send in a step, 1 to 5. Each has a third of the weight of the one before
             it. With fewer digits a network needs more steps, and fewer events in all.
 
     Raises:
-        ValueError: an unknown `event_weight`, or `digits` out of its range.
-        TypeError: `digits` is no whole number.
+        ValueError: `event_weight` is unknown, or `digits` is out of its range.
+        TypeError: `digits` is not a whole number.
 
     Example:
-        >>> model = convert(net, encoder=AdaptiveDelta(event_weight="power_of_two"))
+        >>> model = ep.convert(net, encoder=ep.AdaptiveDelta(event_weight="power_of_two"))
     """
 
     event_weight: EventWeight = "sample"

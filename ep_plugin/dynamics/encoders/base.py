@@ -10,11 +10,19 @@ from ep_plugin.tensors import rows
 
 
 class Message(NamedTuple):
-    """What a layer sends in a step: its trace changes by `sent * weight`.
+    """What a layer sends in a step: its trace changes by `sent * weight`. The next step overwrites all of it.
 
-    `sent` is `[B, ...]`. `weight` is None (1), or a number for each sample, `[B]`: so that spikes
-    travel as the small integers that they are. `events` are whole numbers, of so many ternary `digits`: each digit
-    that is not 0 is a spike. None for graded neurons. All are overwritten in the next step.
+    Attributes:
+        sent: `[B, ...]`.
+        weight: None (1), or a number for each sample, `[B]`: so that spikes travel as small integers.
+        events: whole numbers of `digits` ternary digits: each digit that is not 0 is a spike. None for graded neurons.
+        digits: number of digits of an event.
+
+    Example:
+        >>> from ep_plugin.dynamics.encoders.base import Message
+        >>> events = torch.tensor([[4.0, 2.0]])
+        >>> [slot.tolist() for slot in Message(events, None, events, digits=2).slots()]
+        [[[1.0, 1.0]], [[1.0, -1.0]]]
     """
 
     sent: Tensor
@@ -23,7 +31,11 @@ class Message(NamedTuple):
     digits: int = 1
 
     def slots(self) -> list[Tensor]:
-        """The spikes of the step one after the other, each -1, 0 or 1, `[B, ...]`; none of graded neurons."""
+        """The spikes of the step one after the other.
+
+        Returns:
+            One tensor `[B, ...]` of -1, 0 or 1 per digit; an empty list for graded neurons.
+        """
         if self.events is None:
             return []
         found, rest = [], self.events.detach()
@@ -34,18 +46,26 @@ class Message(NamedTuple):
         return [rest, *reversed(found)]
 
     def spikes(self) -> Tensor:
-        """How many spikes each sample has sent, `[B]`: the squares of the digits, the fastest of reductions."""
+        """Counts the spikes: the squares of the digits, which is the fastest way to add them up.
+
+        Returns:
+            How many spikes each sample has sent, `[B]`.
+        """
         norms = [torch.linalg.vector_norm(rows(slot), dim=1) for slot in self.slots()]
         return torch.stack(norms).square_().round_().sum(0)
 
 
 @dataclass
 class EncoderState:
-    """What an encoder keeps of one layer, all `[B, ...]`. A subclass adds fields of its own.
+    """What an encoder keeps of one layer, all `[B, ...]`. A subclass adds its own fields.
 
     Attributes:
         trace: u, what the neighbours know.
         change: room for what the last step has sent.
+
+    Example:
+        >>> from ep_plugin.dynamics.encoders.base import EncoderState
+        >>> state = EncoderState(trace=torch.zeros(8, 64), change=torch.zeros(8, 64))
     """
 
     trace: Tensor
@@ -66,9 +86,15 @@ class Encoder(Protocol):
     Attributes:
         spiking: whether it sends spikes.
         signed: whether its signal may be negative.
-        averages: whether its traces are noisy, so that what is read are their means over the last
-            half of a phase.
-        digits: how many ternary digits a step can tell of a state (infinitely many: the state itself).
+        averages: whether its traces are noisy. Their means over the last half of a phase are then read.
+        digits: how many ternary digits of a state a step can send (infinitely many: the state itself).
+
+    Example:
+        >>> encoder = ep.AdaptiveDelta()
+        >>> state = encoder.start(torch.zeros(1, 4), layer=0)
+        >>> message = encoder.encode(torch.rand(1, 4), state, time=1, maximum=1.0)
+        >>> message.spikes().shape
+        torch.Size([1])
     """
 
     spiking: bool
@@ -79,16 +105,34 @@ class Encoder(Protocol):
     def digits(self) -> float: ...
 
     def start(self, like: Tensor, layer: int) -> Any:
-        """The state of a layer at rest, for states shaped as `like`: an `EncoderState`.
+        """The state of a layer at rest.
 
         (Configurations accept a class for a protocol only if its methods return the very same types.)
+
+        Args:
+            like: a tensor of the shape, dtype and device of the layer's states.
+            layer: number of the layer, from 0.
+
+        Returns:
+            An `EncoderState`.
         """
 
     def encode(self, signal: Tensor, state: Any, time: int, maximum: float) -> Message:
-        """One step: updates `state`, so that its trace follows `signal`.
+        """Takes one step: updates `state`, so that its trace follows `signal`.
 
-        `time` counts the steps from 1, on through the phases; `maximum` is what a binary spike stands for.
+        Args:
+            signal: the layer's states, or deviations, `[B, ...]`.
+            state: what `start` has returned; changed in place.
+            time: number of the step, from 1. It goes on through the phases.
+            maximum: what a binary spike stands for.
+
+        Returns:
+            What the layer sends.
         """
 
     def for_deviations(self) -> "Encoder":
-        """What tells deviations in the nudged phase."""
+        """The encoder of the nudged phase.
+
+        Returns:
+            The encoder that sends deviations.
+        """

@@ -76,18 +76,18 @@ class _Decoded:
 class SigmaDelta(_Decoded):
     """Binary spikes whose sum follows the sum of the states: v = phi + r; q = 1[v > 1/2]; phi = v - q.
 
-    Sigma-delta modulation, as O'Connor, Gavves, Welling (AISTATS 2019) have it.
+    Sigma-delta modulation, as in O'Connor, Gavves, Welling (AISTATS 2019).
 
     Args:
-        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the steps; in (0, 1].
+        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), where t counts the steps; in (0, 1].
         exponent: 0 or more.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model = convert(net, encoder=SigmaDelta(rate=0.5))
+        >>> model = ep.convert(net, encoder=ep.SigmaDelta(rate=0.5))
     """
 
     def encode(self, signal: Tensor, state: QuantizerState, time: int, maximum: float) -> Message:
@@ -98,18 +98,18 @@ class SigmaDelta(_Decoded):
 class PredictiveSigmaDelta(_Decoded):
     """Binary spikes whose trace follows the state: the quantizer is fed (r_t - (1 - lam) r_(t-1)) / lam.
 
-    That is the signal which the decoder turns back into r (O'Connor et al. 2019).
+    The decoder turns this signal back into r (O'Connor et al. 2019).
 
     Args:
-        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the steps; in (0, 1].
+        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), where t counts the steps; in (0, 1].
         exponent: 0 or more.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model = convert(net, encoder="predictive_sigma_delta")
+        >>> model = ep.convert(net, encoder=ep.PredictiveSigmaDelta(rate=0.6))
     """
 
     rate: float = 0.6
@@ -126,15 +126,15 @@ class Bernoulli(_Decoded):
     """Independent random spikes with probability r, from PyTorch's global generator.
 
     Args:
-        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), t counting the steps; in (0, 1].
+        rate: of the decoder's step size lam_t = min(1, rate * t ** -exponent), where t counts the steps; in (0, 1].
         exponent: 0 or more.
 
     Raises:
         ValueError: a value is out of its range.
-        TypeError: a value is no number.
+        TypeError: a value is not a number.
 
     Example:
-        >>> model = convert(net, encoder=Bernoulli())
+        >>> model = ep.convert(net, encoder=ep.Bernoulli())
     """
 
     def encode(self, signal: Tensor, state: QuantizerState, time: int, maximum: float) -> Message:

@@ -12,7 +12,13 @@ from ep_plugin.tensors import into
 
 @dataclass(frozen=True)
 class Graded:
-    """The state itself: no spikes."""
+    """No spikes: a neuron sends its state itself.
+
+    Example:
+        >>> model = ep.convert(net, encoder=ep.Graded())
+        >>> model.free_phase(x).spikes is None
+        True
+    """
 
     spiking = False
     signed = True

@@ -19,41 +19,41 @@ from ep_plugin.validation import count, positive
 
 
 class EventDataModule(ImageDataModule):
-    """Recordings of events as frames: N-MNIST, DVS Gesture, the spiking Heidelberg digits, or any other set of tonic's.
+    """Event recordings as frames: N-MNIST, DVS Gesture, the spiking Heidelberg digits, or any other data set of tonic.
 
-    A frame holds each pixel's numbers of events in its part of the recording. Frames are made by tonic (`pip install
-    tonic`) and kept in files, so that a recording is read once; they are made anew after a recording was
+    A frame holds the number of events of each pixel in its part of the recording. tonic (`pip install tonic`) makes the
+    frames, and they are kept in files, so that each recording is read once. They are made again after a recording was
     added, removed or changed.
 
-    Batches are numbers of events `[frames, B, polarities, height, width]` (`[frames, B, 1, channels]` of cochleas) and
+    Batches are numbers of events `[frames, B, polarities, height, width]` (`[frames, B, 1, channels]` for cochleas) and
     classes `[B]`: for `convert(net, time_varying=True)`.
 
     Args:
-        events: "nmnist", "dvsgesture", "shd" or the name of another class of `tonic.datasets`; such a class; or a
-            function of your own, called as `events(data_dir, train=True)`, that returns one of tonic's data sets.
+        events: "nmnist", "dvsgesture", "shd" or the name of another class of `tonic.datasets`; such a class; or your
+            own function, called as `events(data_dir, train=True)`, that returns a data set of tonic.
         data_dir: as tonic's `save_to`, it holds NMNIST, DVSGesture or SHD.
-        frames: of a recording.
-        time_window: of a frame, in microseconds from the recording's first event on; what comes after the last frame is
-            left out, and what is missing is empty. None divides each recording into equal parts.
-        pool: so many pixels in each direction are taken together: 4 makes 32 x 32 of DVS Gesture's 128 x 128.
+        frames: number of frames per recording.
+        time_window: of a frame, in microseconds from the recording's first event on. What comes after the last frame is
+            left out; frames after the recording's end are empty. None divides each recording into equal parts.
+        pool: number of pixels in each direction that are added up to one: 4 makes 32 x 32 of DVS Gesture's 128 x 128.
         batch_size: as in `DigitsDataModule`.
         train_samples: as in `DigitsDataModule`.
         seed: as in `DigitsDataModule`.
-        download: let tonic fetch the files into `data_dir`.
+        download: let tonic download the files into `data_dir`.
         validation: as in `DigitsDataModule`.
-        augmentation: as in `DigitsDataModule`, of all frames of a recording, `[frames, polarities, height, width]`, at
-            once.
+        augmentation: as in `DigitsDataModule`, but it takes all frames of a recording at once,
+            `[frames, polarities, height, width]`.
         num_workers: as in `DigitsDataModule`.
-        cache: a directory for the files of frames; None is `data_dir`. The frames of a function of your own are kept in
-            memory alone.
+        cache: a directory for the files of frames; None is `data_dir`. If `events` is your own function, its frames are
+            kept in memory only.
 
     Raises:
-        ValueError: tonic is not installed or has no such set, recordings are missing and `download` is not set, or a
-            number is out of its range. In reading: a recording that is not whole, or files that cannot be written.
-        TypeError: a number is of a wrong type.
+        ValueError: tonic is not installed or has no such data set, recordings are missing and `download` is not set, or
+            a number is out of its range. In reading: a recording that is not complete, or files that cannot be written.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = EventDataModule("nmnist", "data", frames=12)
+        >>> data = ep.EventDataModule("nmnist", "data", frames=12, download=True)
     """
 
     collate = staticmethod(time_first)

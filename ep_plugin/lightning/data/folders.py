@@ -19,11 +19,11 @@ _WIDE = ("I", "F")  # modes of more than 8 bits a channel begin so; converting t
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Images of one's own: `data_dir/train/CLASS/*.jpg` and `data_dir/test/CLASS/*.jpg`.
+    """Your own images: `data_dir/train/CLASS/*.jpg` and `data_dir/test/CLASS/*.jpg`.
 
-    The folders' names in their order are the classes 0, 1, ... Images of another size are resized, and those in
-    grey or colour become what `channels` says. What has been read is kept as bytes in a file, so that it is read once;
-    it is read anew after a file was added, removed or changed.
+    The folders' names in their order are the classes 0, 1, ... Images of another size are resized, and `channels`
+    decides whether they become grey or coloured. The images are read once and kept as bytes in a file. They are read
+    again after a file was added, removed or changed.
 
     Batches are images `[B, channels, H, W]` in [0, 1] and their classes `[B]`.
 
@@ -38,18 +38,18 @@ class ImageFolderDataModule(ImageDataModule):
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
         num_workers: as in `DigitsDataModule`.
-        cache: a directory for the files of what has been read; None is `data_dir`.
+        cache: a directory for the files with the bytes; None is `data_dir`.
 
     Attributes:
-        classes: the folders' names; a class is the place of its name among them.
+        classes: the folders' names; a class is the index of its name in this list.
 
     Raises:
-        ValueError: a folder is missing, holds no class, or train and test have different ones; a number is out of
+        ValueError: a folder is missing or holds no class, or train and test have different classes; a number is out of
             its range. In reading: an image that cannot be read, or a cache that cannot be written.
-        TypeError: a number is of a wrong type.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = ImageFolderDataModule("photographs", size=32)
+        >>> data = ep.ImageFolderDataModule("photographs", size=32)  # photographs/train/CLASS/*.jpg
     """
 
     def __init__(

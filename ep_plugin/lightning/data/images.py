@@ -67,9 +67,31 @@ def _own() -> torch.Generator:
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Training images (shuffled by `seed`, the last tenth of them held out for validation) and test images.
+    """Training images (shuffled by `seed`, some of them held out for validation) and test images.
 
-    `DigitsDataModule` describes the arguments.
+    A subclass needs one method, `stored`.
+
+    Args:
+        batch_size: as in `DigitsDataModule`.
+        train_samples: as in `DigitsDataModule`.
+        seed: as in `DigitsDataModule`.
+        validation: as in `DigitsDataModule`.
+        augmentation: as in `DigitsDataModule`.
+        rate_coded: as in `DigitsDataModule`.
+        num_workers: as in `DigitsDataModule`.
+
+    Raises:
+        ValueError: a number is out of its range.
+        TypeError: a number has a wrong type.
+
+    Example:
+        >>> from ep_plugin.lightning.data.images import ImageDataModule
+        >>> class Noise(ImageDataModule):
+        ...     def stored(self):
+        ...         train = torch.rand(100, 1, 8, 8), torch.randint(10, (100,))
+        ...         test = torch.rand(20, 1, 8, 8), torch.randint(10, (20,))
+        ...         return train, test
+        >>> data = Noise(batch_size=32)
     """
 
     collate: Callable[[Any], Any] | None = None  # of samples to a batch, where they are not stacked one after the other
@@ -98,7 +120,12 @@ class ImageDataModule(L.LightningDataModule):
         self._sets: dict[str, ImageSet] = {}
 
     def stored(self) -> tuple[Images, Images]:
-        """Training and test images as they are kept, `[N, C, H, W]`, bytes or numbers in [0, 1], and their classes."""
+        """The images as they are kept. A subclass returns its own here.
+
+        Returns:
+            Training and test images, each a pair: images `[N, C, H, W]` (bytes, or numbers in [0, 1]) and classes
+            `[N]`.
+        """
         raise NotImplementedError
 
     def load(self) -> tuple[Images, Images]:

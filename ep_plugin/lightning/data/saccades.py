@@ -97,33 +97,33 @@ def thresholds(seed: int, number: int) -> Tensor:
 
 
 class SaccadeMNISTDataModule(MNISTDataModule):
-    """MNIST as events: each digit moves along a triangle, and pixels tell what has become brighter and what darker.
+    """MNIST as events: each digit moves along a triangle, and pixels send an event when they become brighter or darker.
 
-    Made as N-MNIST was recorded, whenever a batch is asked for: three saccades, ON and OFF events where the logarithm
-    of a pixel's intensity crosses thresholds, 34 x 34 pixels. The pixels' thresholds differ; an image's are a function
-    of `seed` and of the image's number (of images that are not trained on: of the number alone).
+    It imitates the recording of N-MNIST, for each batch when it is asked for: three saccades, ON and OFF events where
+    the logarithm of a pixel's intensity crosses thresholds, 34 x 34 pixels. The pixels have different thresholds, which
+    depend only on `seed` and the image's number (for images that are not trained on, only on the number).
 
     Batches are numbers of events `[frames, B, 2, 34, 34]`, ON and OFF, and their classes `[B]`: for
     `convert(net, time_varying=True)`.
 
     Args:
         data_dir: a directory in torchvision's layout, which holds MNIST/raw.
-        frames: into how many equal times the three saccades are divided, one after the other.
+        frames: number of equal parts into which the time of the three saccades is divided.
         batch_size: as in `DigitsDataModule`.
         train_samples: as in `DigitsDataModule`.
         seed: as in `DigitsDataModule`.
-        download: let torchvision fetch the files into `data_dir`.
+        download: let torchvision download the files into `data_dir`.
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`, of the image before it moves.
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
-            number is out of its range.
-        TypeError: a number is of a wrong type.
+        ValueError: `data_dir` does not hold the complete files, and `download` is not set; or a number is out of its
+            range.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = SaccadeMNISTDataModule("data", frames=12)
+        >>> data = ep.SaccadeMNISTDataModule("data", frames=12, download=True)
     """
 
     collate = staticmethod(time_first)

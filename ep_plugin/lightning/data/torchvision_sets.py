@@ -80,7 +80,7 @@ _IDX_FILES = (
 
 
 class MNISTDataModule(_IdxDataModule):
-    """MNIST: 60,000 and 10,000 digits of 28 x 28 pixels.
+    """MNIST: 60,000 training and 10,000 test images of digits, 28 x 28 pixels.
 
     Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
 
@@ -89,19 +89,19 @@ class MNISTDataModule(_IdxDataModule):
         batch_size: as in `DigitsDataModule`.
         train_samples: as in `DigitsDataModule`.
         seed: as in `DigitsDataModule`.
-        download: let torchvision fetch the files into `data_dir`.
+        download: let torchvision download the files into `data_dir`.
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
-            number is out of its range.
-        TypeError: a number is of a wrong type.
+        ValueError: `data_dir` does not hold the complete files, and `download` is not set; or a number is out of its
+            range.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = MNISTDataModule("data", batch_size=64)
+        >>> data = ep.MNISTDataModule("data", batch_size=64, download=True)
     """
 
     name = "MNIST"
@@ -110,7 +110,7 @@ class MNISTDataModule(_IdxDataModule):
 
 
 class FashionMNISTDataModule(_IdxDataModule):
-    """FashionMNIST: 60,000 and 10,000 pieces of clothing of 28 x 28 pixels.
+    """FashionMNIST: 60,000 training and 10,000 test images of clothing, 28 x 28 pixels.
 
     Batches are images `[B, 1, 28, 28]` in [0, 1] and their classes `[B]`.
 
@@ -119,19 +119,19 @@ class FashionMNISTDataModule(_IdxDataModule):
         batch_size: as in `DigitsDataModule`.
         train_samples: as in `DigitsDataModule`.
         seed: as in `DigitsDataModule`.
-        download: let torchvision fetch the files into `data_dir`.
+        download: let torchvision download the files into `data_dir`.
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
-            number is out of its range.
-        TypeError: a number is of a wrong type.
+        ValueError: `data_dir` does not hold the complete files, and `download` is not set; or a number is out of its
+            range.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = FashionMNISTDataModule("data", batch_size=64)
+        >>> data = ep.FashionMNISTDataModule("data", batch_size=64, download=True)
     """
 
     name = "FashionMNIST"
@@ -140,7 +140,7 @@ class FashionMNISTDataModule(_IdxDataModule):
 
 
 class CIFAR10DataModule(_TorchvisionDataModule):
-    """CIFAR-10: 50,000 and 10,000 photographs of 32 x 32 pixels, in colour.
+    """CIFAR-10: 50,000 training and 10,000 test photographs in colour, 32 x 32 pixels.
 
     Batches are images `[B, 3, 32, 32]` in [0, 1] and their classes `[B]`.
 
@@ -149,19 +149,19 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         batch_size: as in `DigitsDataModule`.
         train_samples: as in `DigitsDataModule`.
         seed: as in `DigitsDataModule`.
-        download: let torchvision fetch the files into `data_dir`.
+        download: let torchvision download the files into `data_dir`.
         validation: as in `DigitsDataModule`.
         augmentation: as in `DigitsDataModule`.
         rate_coded: as in `DigitsDataModule`.
         num_workers: as in `DigitsDataModule`.
 
     Raises:
-        ValueError: `data_dir` does not hold the files, or not the whole of them, and `download` is not set; or a
-            number is out of its range.
-        TypeError: a number is of a wrong type.
+        ValueError: `data_dir` does not hold the complete files, and `download` is not set; or a number is out of its
+            range.
+        TypeError: a number has a wrong type.
 
     Example:
-        >>> data = CIFAR10DataModule("data", batch_size=64)
+        >>> data = ep.CIFAR10DataModule("data", batch_size=64, download=True)
     """
 
     name = "CIFAR10"
