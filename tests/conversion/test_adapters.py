@@ -1,6 +1,5 @@
 """Where the neurons' formulas are read, neurons of one's own, and neurons that are refused with a way out."""
 
-import doctest
 import re
 import subprocess
 import sys
@@ -117,15 +116,6 @@ def test_a_registered_neuron_trains_as_a_built_in_one(own_registry, float64):
         found = {tuple(g.shape): g for g in found}
         expected = found if expected is None else expected
         torch.testing.assert_close(found, expected)
-
-
-def test_the_example_of_the_docstring_runs(own_registry):
-    space = {"ep": ep, "nn": nn, "torch": torch}
-    (example,) = doctest.DocTestFinder().find(ep.register_neuron, globs=space)
-    assert len(example.examples) == 4
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_what_is_told_of_a_registered_neuron(own_registry):
