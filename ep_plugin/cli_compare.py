@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    data: Annotated[str, typer.Option(help="digits (embedded), mnist or fashion-mnist.")] = "digits",
-    data_dir: Annotated[Path, typer.Option(help="Where mnist and fashion-mnist lie, in torchvision's layout.")] = Path(
-        "data"
-    ),
+    data: Annotated[str, typer.Option(help="digits (installed with scikit-learn), mnist or fashion-mnist.")] = "digits",
+    data_dir: Annotated[
+        Path, typer.Option(help="Directory of mnist or fashion-mnist, as torchvision keeps it.")
+    ] = Path("data"),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
     train_samples: Annotated[
@@ -32,24 +32,24 @@ def compare(
             help="What EP's neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
         ),
     ] = "adaptive_delta",
-    seed: Annotated[int, typer.Option(help="Of the weights and the order of the images.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Train so many: seed, seed + 1, ...; shows mean and deviation.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the order of the images.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to train, from seed on; shows mean and deviation.")] = 1,
     net: Annotated[
         str | None,
         typer.Option(
-            help="A net of your own: path.to.module:net, a function that returns one.",
+            help="Your own net: path.to.module:net, a function that returns an nn.Module.",
             show_default="the package's",
         ),
     ] = None,
     output_dir: Annotated[
-        Path, typer.Option(help="Where the run gets a directory of its own: run-1, run-2, ...")
+        Path, typer.Option(help="Directory in which each run makes a new one: run-1, run-2, ...")
     ] = Path("ep-plugin-compare"),
 ) -> None:
     """Train one spiking net twice, by equilibrium propagation and by snnTorch BPTT, and compare.
 
-    Same shape, same images, same seed; each in its own process. Shows test accuracy, seconds per
-    epoch, peak memory above the start, spikes per inference and operations per trained image. Ctrl-C keeps what
-    has finished.
+    Both have the same shape, images and seed, and each trains in a separate process. The result shows test accuracy,
+    seconds per epoch, peak memory above the start, spikes per inference and operations per trained image. Ctrl-C
+    keeps what has finished.
     """
     with working("Loading"):
         from rich.console import Console

@@ -18,23 +18,24 @@ _STEPS = 25  # of BPTT, where nothing else is said
 
 
 def count(
-    net: Annotated[str, typer.Argument(help="path.to.module:net, a module or a function that returns one.")],
+    net: Annotated[str, typer.Argument(help="path.to.module:net, an nn.Module or a function that returns one.")],
     shape: Annotated[
         str | None,
-        typer.Option(help="Of an input without the batch, such as 1,28,28.", show_default="if the net tells"),
+        typer.Option(help="Shape of an input without the batch, such as 1,28,28.", show_default="from the net"),
     ] = None,
     num_steps: Annotated[
-        int | None, typer.Option(help="Of BPTT: how often the net is called.", show_default="25, or the net's own loop")
+        int | None,
+        typer.Option(help="How often BPTT calls the net.", show_default="25, or the net's own loop"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Random inputs in the batch.")] = 16,
-    picture: Annotated[Path | None, typer.Option(help="A picture of it, such as operations.png.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Number of random inputs in the batch.")] = 16,
+    picture: Annotated[Path | None, typer.Option(help="File of the picture, such as operations.png.")] = None,
 ) -> None:
-    """Count the operations of a model of your own, layer by layer: EP's, and BPTT's of the original.
+    """Count the operations of your own model per layer: those of EP, and those of BPTT in the original net.
 
-    Spikes, synaptic operations (spikes times their fan-out), updates, multiply-adds, memory and an estimate of the
-    energy, for an inference and a training step, as means of a sample. On random inputs in [0, 1], more of which are
-    not 0 than of most images; for inputs of your own: ep_plugin.count_operations(model, x, y). A net that is
-    converted already is counted alone.
+    It counts spikes, synaptic operations (spikes times their fan-out), updates, multiply-adds and memory, and estimates
+    the energy, for an inference and for a training step, as means per sample. The inputs are random numbers in [0, 1];
+    most images have more zeros. For your own inputs call ep_plugin.count_operations(model, x, y). For a net that is
+    converted already, only EP is counted.
     """
     with working("Loading"):
         import torch

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: phase by phase, and in each phase layer by layer."""
+"""The time of a training step: of each phase, and of each layer in a phase."""
 
 import threading
 import time

@@ -1,6 +1,6 @@
 """Equilibrium propagation and snnTorch's backpropagation through time, side by side.
 
-Every contender trains in a process of its own, so that its peak memory is its own.
+Every contender trains in a separate process, so that its peak memory is its own.
 """
 
 from contextlib import suppress
@@ -43,7 +43,7 @@ def compare(
 
 
 class Comparison:
-    """A run of `compare`, whose results can be looked at while it goes on, and after it has failed.
+    """A run of `compare` whose results can be read while it goes on, and after it has failed.
 
     Attributes:
         directory: the run's own, in `output_dir`.

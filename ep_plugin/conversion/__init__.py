@@ -80,7 +80,7 @@ def convert(
     Args:
         net: an `nn.Sequential`, a Norse `SequentialState`, or any module that calls neurons of these libraries with
             linear modules between them. The neurons, and how their constants are converted:
-            `ep_plugin.conversion.adapters.snntorch` and `ep_plugin.conversion.adapters.norse`.
+            `help(ep_plugin.conversion.snntorch)` and `help(ep_plugin.conversion.norse)`.
         encoder: what neurons send; see `ConvergentNetwork`.
         activation: of every layer; `ConvergentLeaky` and `ConvergentLIFBoxCell` keep their own.
         observe: what readout and contrasts see of a neuron; see `ConvergentNetwork`.

@@ -1,28 +1,28 @@
 """Trained networks as plain spiking nets of snnTorch or Norse, whose loop over steps runs forward only.
 
-With the weak feedback that networks are trained with, the states that they settle at are the rates of
-integrate-and-fire neurons in a forward loop:
+With the weak feedback that networks are trained with, their settled states are the rates of integrate-and-fire
+neurons in a forward loop with:
 
 - neurons with leak 1, whose threshold is subtracted after a spike, so that no charge is lost;
 - membranes that start at half the threshold, so that a rate is rounded to the nearest number of spikes, and
   not down;
 - a readout that sees the mean of the spikes.
 
-A strong feedback, recurrent weights, or weights that have grown for long change the states that a network settles
-at: with `feedback=True` the net has the feedback too, through modules of its own (transposed linear layers and
-convolutions) from the last step's spikes. Its readout then sees the mean without the first quarter of the
-steps, in which the feedback arrives.
+A strong feedback, recurrent weights, or weights that have grown in a long training change the settled states. With
+`feedback=True` the net has the feedback too, through separate modules (transposed linear layers and convolutions) from
+the last step's spikes. Its readout then sees the mean without the first quarter of the steps, in which the feedback
+arrives.
 
-The loop that the original model came with has another leak and another reset, and the trained weights are not
-made for it. Test errors of `pretrained` nets at 8 steps, all images (`examples/results/deployment.csv`):
+The loop of the original model has another leak and another reset, and the trained weights are not made for it. Test
+errors of `pretrained` nets at 8 steps, all images (`examples/results/deployment.csv`):
 
 | network | settled | this loop | with feedback | the original's (leak .5) |
 |---|---|---|---|---|
 | MNIST | 0.82 % | 0.88 % | 0.83 % | 9.2 % |
 | FashionMNIST | 9.15 % | 10.04 % | 9.15 % | 50 % |
 
-What is built is a `torch.fx.GraphModule`: modules of PyTorch and of the library, and the loop written out step
-by step (`print(net.code)`). It needs nothing of this package, nor does the file that `torch.save(net)` writes.
+The result is a `torch.fx.GraphModule`: modules of PyTorch and of the library, and the loop written out step by step
+(`print(net.code)`). It needs nothing of this package, and neither does the file that `torch.save(net)` writes.
 """
 
 import warnings

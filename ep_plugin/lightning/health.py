@@ -1,4 +1,4 @@
-"""Trainings that come to nothing are told: what has gone wrong, where, and what to do."""
+"""Warnings for a training that comes to nothing: what has gone wrong, where, and what to do."""
 
 import math
 import warnings

@@ -1,10 +1,10 @@
 """Callbacks that look at a convergent network while it trains, and write what they see to the trainer's loggers.
 
-Each looks at every n-th batch of an epoch, before the training step on it, and repeats what it needs
-of that step: a free phase (`EquilibriumMonitor`, `SpikeMonitor`) or two gradients
-(`GradientMonitor`). The training does not notice: parameters' gradients, random generators, running
-means and modes stay as they were. With several processes the first one looks at its own images. Networks
-of fixed events are not looked at before the first step, which gives their events a weight.
+Each looks at every n-th batch of an epoch, before the training step on it, and repeats the part of that step that it
+needs: a free phase (`EquilibriumMonitor`, `SpikeMonitor`) or two gradients (`GradientMonitor`). The training is not
+affected: parameters' gradients, random generators, running means and modes stay as they were. With several processes
+the first one looks at its own images. Networks of fixed events are not looked at before the first step, which gives
+their events a weight.
 """
 
 from collections.abc import Iterator

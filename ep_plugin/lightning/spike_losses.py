@@ -1,14 +1,14 @@
-"""Losses of `snntorch.functional`: which of them mean something, and what they are given.
+"""Losses of `snntorch.functional`: which of them have a meaning here, and what they are given.
 
 They take a record over time, `[T, B, ...]`. A net that is run for T steps has one. An equilibrium is the same at every
-step, so it has any number of them:
+step, so its record may have any length:
 
-- Losses of means (`ce_rate_loss`) and of membranes (`mse_membrane_loss`, `ce_max_membrane_loss`) have one value for
-  all lengths, and take one step. The membrane is what the network gives, a state or a value of the readout.
-- Losses of counts (`mse_count_loss`, `ce_count_loss`) take `STEPS` steps. So the targets of
+- Losses of means (`ce_rate_loss`) and of membranes (`mse_membrane_loss`, `ce_max_membrane_loss`) have the same value
+  for all lengths, and get one step. The membrane is what the network returns, a state or a value of the readout.
+- Losses of counts (`mse_count_loss`, `ce_count_loss`) get `STEPS` steps. So the targets of
   `mse_count_loss(0.8, 0.2)` are 80 and 20 of 100 possible spikes, and the loss is 100 times the squared error of the
   rates. For another length: `loss=lambda output, y: SF.ce_count_loss()(output.expand(25, *output.shape), y)`.
-- Losses of spike times, and of targets that change over time, are refused: a state that stays has no times.
+- Losses of spike times, and of targets that change over time, are refused: a constant state has no times.
 """
 
 from dataclasses import dataclass

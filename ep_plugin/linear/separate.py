@@ -1,9 +1,9 @@
-"""Feedback through weights of its own, for hardware where a weight cannot be read from both of its ends.
+"""Feedback through separate weights, for hardware where a weight cannot be read from both of its ends.
 
-Up goes A(x) = K x + b, down goes B^T y with a B of K's shape in place of K^T y. Both learn by the same local
-contrast of the two neurons that they join, dE/dB = dE/dK, so that their difference changes by weight decay alone
-and fades with it (Kolen and Pollack 1994; for deep nets Akrout et al. 2019). Until then the dynamics follow no energy,
-and the gradient is off by the angle between the two.
+Signals go up through A(x) = K x + b. They go down through B^T y, where B has K's shape, instead of K^T y. Both learn by
+the same local contrast of the two neurons that they connect, dE/dB = dE/dK, so that their difference changes by weight
+decay alone and fades with it (Kolen and Pollack 1994; for deep nets Akrout et al. 2019). Until then the dynamics follow
+no energy, and the gradient is off by the angle between the two.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What becomes of a node of NIR: modules of PyTorch, and integrate-and-fire neurons of snnTorch.
+"""The modules that nodes of NIR become: modules of PyTorch, and integrate-and-fire neurons of snnTorch.
 
 A neuron settles at the rate clip(gain * drive / (v_threshold - rest), 0, 1), without its leak and its reset:
 
@@ -8,9 +8,9 @@ A neuron settles at the rate clip(gain * drive / (v_threshold - rest), 0, 1), wi
 | LIF | v_leak | r, its steady membrane's |
 | CubaLIF | v_leak | w_in r |
 
-What a library writes as r depends on how it counts time. snnTorch and Lava add the input to the membrane in every
-step of dt = 1e-4, and write r = tau / dt: there the gain is r dt / tau = 1 in place of r, as it is for the same net in
-`convert`. With a `dt` that is given the gain is always r dt / tau.
+The value that a library writes as r depends on how it counts time. snnTorch and Lava add the input to the membrane in
+every step of dt = 1e-4, and write r = tau / dt: there the gain is r dt / tau = 1 instead of r, as it is for the
+same net in `convert`. If you give a `dt`, the gain is always r dt / tau.
 """
 
 from typing import Any

@@ -9,16 +9,16 @@ The converted neuron settles where r = activation(gain * drive / threshold):
 | `LIFBoxCell`, `ConvergentLIFBoxCell` | 1 | v_th - v_leak |
 | `IAFCell`, `IAF` | 1 | v_th - v_reset |
 
-The gain is that of a steady input on its way to the membrane, whose steady state is v_leak + gain *
-input. So r reaches 1 at the current with which the steady membrane reaches the threshold: below it
-the original `LIFCell` and `LIFBoxCell` never fire. `IAFCell` fires every ceil(threshold / input)
-steps, since its reset forgets what was above the threshold, so r is its rate but for that rounding.
-Weights, thresholds and gains are shared; leak, reset and firing curve are not.
+The gain is that of a steady input on its way to the membrane, whose steady state is v_leak + gain * input. So r reaches
+1 at the current with which the steady membrane reaches the threshold: below it the original `LIFCell` and `LIFBoxCell`
+never fire. `IAFCell` fires every ceil(threshold / input) steps, since its reset forgets what was above the threshold,
+so r is its rate except for this rounding. Weights, thresholds and gains are shared; leak, reset and firing curve are
+not.
 
 `norse.Lift` of a neuron is that neuron over all steps.
 
-`LICell`, `LI`, `LIBoxCell` and `LILinearCell` never spike: they become their steady membrane,
-v_leak + gain * input with the same gain (1 for the box).
+`LICell`, `LI`, `LIBoxCell` and `LILinearCell` never spike: they become their steady membrane, v_leak + gain * input
+with the same gain (1 for the box).
 """
 
 from dataclasses import dataclass

@@ -2,26 +2,24 @@
 
 The converted neuron settles where r = activation(gain * drive / threshold):
 
-| neuron | gain | what else becomes of it |
+| neuron | gain | remarks |
 |---|---|---|
-| `Leaky`, `ConvergentLeaky` | 1 | the leak `beta` has no part in it |
+| `Leaky`, `ConvergentLeaky` | 1 | the leak `beta` has no effect |
 | `Lapicque` | R | drive R I is its steady membrane |
 | `Synaptic` | 1 / (1 - alpha) | the steady state of its synapse; `beta` as in `Leaky` |
 | `Alpha` | tau (1 / (1 - alpha) - 1 / (1 - beta)), tau = log alpha / (log beta - log alpha) + 1 | its steady membrane |
 | `RLeaky` | 1 | its recurrent weights V act as (V + V^T) / 2 |
 | `RSynaptic` | 1 / (1 - alpha) | both |
 
-For `Leaky` and `Synaptic` with beta = 1 and the subtract reset (integrate and fire) r is the rate at
-which the original fires under a steady input. For the others r is not: weights, thresholds and
-gains are shared, leak and reset are not. V becomes symmetric because the energy's term of a layer
-with itself, <r, V r> / 2, has the derivative (V + V^T) r / 2: no energy drives a neuron by V r
-alone unless V is symmetric. Autograd carries the contrast of that term back to V. Where gain *
-(V + V^T) / 2 has an eigenvalue above the threshold, the layer may have several equilibria.
+For `Leaky` and `Synaptic` with beta = 1 and the subtract reset (integrate and fire) r is the rate at which the original
+fires under a steady input. For the others it is not: weights, thresholds and gains are shared, leak and reset are not.
+V becomes symmetric because the energy's term of a layer with itself, <r, V r> / 2, has the derivative (V + V^T) r / 2:
+no energy drives a neuron by V r alone unless V is symmetric. Autograd carries the contrast of that term back to V. If
+gain * (V + V^T) / 2 has an eigenvalue above the threshold, the layer may have several equilibria.
 
-A neuron of which a traced forward reads only the membrane, and that never resets
-(`reset_mechanism="none"`), is a leaky integrator: its steady membrane is gain / (1 - beta) times
-the input (R and tau (...) times it for `Lapicque` and `Alpha`), and its leak may be learnable. In a
-sequence the last neuron is read by its spikes.
+If a traced forward reads only the membrane of a neuron that never resets (`reset_mechanism="none"`), the neuron is a
+leaky integrator: its steady membrane is gain / (1 - beta) times the input (R and tau (...) times it for `Lapicque` and
+`Alpha`), and its leak may be learnable. In a sequence the last neuron is read by its spikes.
 """
 
 from collections.abc import Callable
