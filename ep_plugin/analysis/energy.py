@@ -43,6 +43,6 @@ class EnergyCosts:
 
 
 LOIHI = EnergyCosts(synaptic_operation=23.6e-12, neuron_update=81e-12)
-"""A chip's measured costs, memory and routing within the core included: Loihi, 14 nm, 0.75 V (M. Davies et al., "Loihi:
-a neuromorphic manycore processor with on-chip learning", IEEE Micro 38(1), 2018): 23.6 pJ a synaptic operation and
-81 pJ an update of an active neuron (52 pJ of an inactive one). What it has no figure for stays as at 45 nm."""
+"""The measured costs of a chip, Loihi (14 nm, 0.75 V), with memory and routing in the core (M. Davies et al., "Loihi: a
+neuromorphic manycore processor with on-chip learning", IEEE Micro 38(1), 2018): 23.6 pJ per synaptic operation and
+81 pJ per update of an active neuron (52 pJ for an inactive one). Costs without a published figure stay as at 45 nm."""

@@ -58,12 +58,15 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None, f
     connection c from i to j. Metadata: "reset" is "subtract" and "dt" 1, since NIR itself only
     knows a reset to a value.
 
-    `from_nir` reads it as the same network. What other importers make of it (norse 1.1, snntorch 1.0, sinabs 3.1,
-    nirtorch 2.6): `norse.torch.from_nir(graph, dt=1.0)` runs it; its neurons reset to 0 and so fire less than those of
-    the equilibrium. With skips its executor does not return the output. `snntorch.import_nir.import_from_nir` takes it
-    over with one threshold a layer; it builds `snn.Leaky(beta=0.9, init_hidden=False)`, whose pair of outputs its own
-    executor refuses: set `init_hidden` to True and `beta` to 1 in each, and it runs. `sinabs.from_nir(graph,
-    batch_size=1)` runs it; its neurons may send several spikes in a step, so that they pass the rate 1.
+    `from_nir` reads it as the same network. Other importers (norse 1.1, snntorch 1.0, sinabs 3.1, nirtorch 2.6):
+
+    - `norse.torch.from_nir(graph, dt=1.0)` runs it. Its neurons reset to 0, so they fire less than those of the
+      equilibrium. With skips its executor does not return the output.
+    - `snntorch.import_nir.import_from_nir` reads it with one threshold per layer. It builds
+      `snn.Leaky(beta=0.9, init_hidden=False)`, whose pair of outputs its own executor refuses. Set `init_hidden` to
+      True and `beta` to 1 in each neuron, and it runs.
+    - `sinabs.from_nir(graph, batch_size=1)` runs it. Its neurons may send several spikes in a step, so their rates may
+      exceed 1.
 
     Args:
         model: the network.
