@@ -191,7 +191,9 @@ def await_end(processes):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals, looks at /proc")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_ctrl_c_and_sigterm_keep_what_has_finished(tmp_path, sent, code):
     process = begun(tmp_path, "--epochs", "2", "--train-samples", "400")
     trained = children(process)
