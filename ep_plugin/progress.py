@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -83,15 +83,13 @@ def _bar(count: str) -> "Iterator[Progress]":
     console = Console(stderr=True)
     terminal = sys.stderr.isatty() or console.is_jupyter
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn(count), TimeElapsedColumn()
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # into a pipe it goes as it is
-        disable=bool(_shown) or not terminal,
-    ) as progress:
-        _shown.append(count)
-        try:
+    shown = terminal and not _shown
+    redirect = sys.stdout.isatty()  # into a pipe it goes as it is
+    progress = Progress(*columns, console=console, transient=True, redirect_stdout=redirect, disable=not shown)
+    _shown.append(count)
+    try:
+        # (Some versions of rich end a bar that is not shown with an empty line.)
+        with progress if shown else nullcontext():
             yield progress
-        finally:
-            _shown.pop()
+    finally:
+        _shown.pop()
