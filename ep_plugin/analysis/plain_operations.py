@@ -1,6 +1,5 @@
 """Operations of nets that run forward, step by step, with snnTorch's or Norse's neurons; and of their backward pass."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,8 +76,8 @@ def _seen_by(module: Any, into: Products) -> Callable[..., None]:
 def _twin(module: Any, zeros: bool) -> nn.Module:
     """The module without bias and hooks, its weights replaced by whether they are there."""
     weight = module.weight.detach()
-    twin = copy.copy(module)
-    twin.__class__ = parametrize.type_before_parametrizations(module)
+    kind: Any = parametrize.type_before_parametrizations(module)
+    twin = kind.__new__(kind)  # copy.copy refuses modules with parametrizations
     twin.__dict__ = {k: v for k, v in module.__dict__.items() if k not in ("weight", "bias")}
     there = torch.ones_like(weight) if zeros else weight != 0
     twin._parameters = {"weight": nn.Parameter(there.float(), requires_grad=False), "bias": None}
@@ -185,7 +184,7 @@ def _rows(
     batch: int,
 ) -> Iterator[Operations]:
     for name, module in net.named_modules():
-        title = f"{name} {type(module).__name__}".strip()
+        title = _title(name, module)
         if name in linear and linear[name].dense:
             own = linear[name]
             yield Operations(
@@ -200,6 +199,10 @@ def _rows(
             yield Operations(phase, title, size, spikes / batch, neuron_updates=updates / batch)
 
 
+def _title(name: str, module: nn.Module) -> str:
+    return f"{name} {parametrize.type_before_parametrizations(module).__name__}".strip()
+
+
 def _backward_rows(
     net: nn.Module,
     neurons: dict[str, nn.Module],
@@ -209,7 +212,7 @@ def _backward_rows(
 ) -> Iterator[Operations]:
     seen: set[int] = set()
     for name, module in net.named_modules():
-        title = f"{name} {type(module).__name__}".strip()
+        title = _title(name, module)
         if name in linear and linear[name].dense:
             own = linear[name]
             yield Operations("backward", title, multiply_adds=own.inputs / batch, dense=own.inputs / batch)
