@@ -1,5 +1,6 @@
 """`ep-plugin count`: the operations of a model of one's own."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,6 @@ import typer
 from ep_plugin.progress import working
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module
 
     from ep_plugin.analysis.operation_counts import OperationCounts
@@ -41,6 +41,7 @@ def count(
         import torch
 
         from ep_plugin.analysis.operations import count_operations
+        from ep_plugin.analysis.plain_operations import any_loss
         from ep_plugin.loading import load_net, random_batch
         from ep_plugin.network import ConvergentNetwork
         from ep_plugin.out_of_memory import in_a_batch_of
@@ -57,13 +58,17 @@ def count(
         with in_a_batch_of(batch_size), working("Counting"):
             x, y = random_batch(model.eval(), inputs, batch_size)
             counts = {"EP": count_operations(model, x, y)}
+            notes = {"EP": _silent(counts["EP"])}
             if model is not given:
-                counts |= _through_time(given, x, num_steps)
+                steps = _calls(given, num_steps)
+                name = "BPTT, its own loop" if steps is None else f"BPTT, {steps} steps"
+                counts[name] = count_operations(given, x, 0, any_loss, steps)
+                notes[name] = [*_repeated(counts[name], steps), *_silent(counts[name])]
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
     for name, own in counts.items():
-        typer.echo(f"{name}\n{own}\n")
+        typer.echo("\n".join([name, str(own), *(f"note: {note}" for note in notes[name])]) + "\n")
     if picture is not None:
         from ep_plugin import plots
         from ep_plugin.files import whole as written_whole
@@ -94,14 +99,45 @@ def _converted(net: "Module") -> "ConvergentNetwork":
         return convert(net)
 
 
-def _through_time(net: "Module", x: "Tensor", num_steps: int | None) -> "dict[str, OperationCounts]":
-    """BPTT's counts, of a net that is called once a step or has the loop in its forward."""
-    from ep_plugin.analysis.operations import count_operations
-    from ep_plugin.analysis.plain_operations import any_loss
+def _calls(net: "Module", num_steps: int | None) -> int | None:
+    """How often BPTT calls the net; None where the loop is in its forward."""
     from ep_plugin.conversion import adapters
 
     neurons = [m for m in net.modules() if adapters.find_adapter(m) is not None]
     if num_steps is None and all(getattr(m, "init_hidden", False) for m in neurons):
-        num_steps = _STEPS
-    name = "BPTT, its own loop" if num_steps is None else f"BPTT, {num_steps} steps"
-    return {name: count_operations(net, x, 0, any_loss, num_steps)}
+        return _STEPS
+    return num_steps
+
+
+def _repeated(counts: "OperationCounts", num_steps: int | None) -> list[str]:
+    """BPTT's loop takes the first product anew in every step, though the input stays: said, since EP takes it once."""
+    first = next((row.name for row in counts.rows if not row.neurons), None)
+    if num_steps is None or num_steps == 1 or first is None:
+        return []
+    return [
+        f"the input is the same in every step, and {first} is counted in each of the {num_steps} steps, as the loop "
+        "runs it. EP's stem is counted once"
+    ]
+
+
+def _silent(counts: "OperationCounts") -> list[str]:
+    """Layers that send nothing look cheap: said, so that nobody takes it for what a trained net costs."""
+    from ep_plugin.analysis.operation_counts import INFERENCE
+
+    rows = [row for row in counts.rows if row.phase in INFERENCE]
+    silent = []
+    for row, behind in zip(rows, [*rows[1:], None], strict=True):
+        numbers = row.multiply_adds  # what graded neurons send
+        if row.phase == "forward" and behind is not None and not behind.neurons:
+            numbers = behind.multiply_adds  # of a plain net they are counted at the module behind the neurons
+        reads_out = re.search(r"\bLI(?!F)", row.name) is not None  # Norse's neurons that never spike
+        if row.neurons and not row.spikes and not numbers and not reads_out:
+            silent.append(row.name)
+    if not silent:
+        return []
+    many = len(silent) > 1
+    return [
+        f"{', '.join(silent)} {'send' if many else 'sends'} no spikes on these random inputs, so what follows "
+        f"{'them' if many else 'it'} looks cheaper than it is in a trained net. Count a trained net on inputs of your "
+        "own: ep_plugin.count_operations(model, x, y)"
+    ]

@@ -22,6 +22,12 @@ def digits():
 def converted():
     return ep.convert(digits())
 
+def silent():
+    net = digits()
+    for p in net.parameters():
+        nn.init.constant_(p, -0.01)
+    return net
+
 class Looped(nn.Module):
     def __init__(self):
         super().__init__()
@@ -48,7 +54,14 @@ def test_a_net_that_is_called_once_a_step(count, tmp_path):
     done = count("nets_to_count:digits", "--shape", "1,8,8", "--num-steps", "10", "--picture", "operations.png")
     assert done.exit_code == 0, done.output
     ours, theirs = done.output.split("BPTT, 10 steps")
-    for word in ("free phase", "nudged phase", "weight update", "synaptic ops", "training step", "kept by BPTT"):
+    for word in (
+        "free phase",
+        "nudged phase",
+        "weight update",
+        "synaptic ops",
+        "training step",
+        "BPTT through the same steps",
+    ):
         assert word in ours
     assert "backward" in theirs
     assert (tmp_path / "operations.png").stat().st_size > 10_000
@@ -71,6 +84,18 @@ def test_a_loop_of_its_own_and_a_converted_net(count):
     done = count("nets_to_count:converted", "--shape", "1,8,8", "--batch-size", "4")
     assert done.exit_code == 0, done.output
     assert "\nBPTT," not in done.output
+
+
+def test_what_misleads_is_said(count):
+    done = count("nets_to_count:silent", "--shape", "1,8,8", "--num-steps", "10")
+    assert done.exit_code == 0, done.output
+    ours, theirs = done.output.split("BPTT, 10 steps")
+    assert "note: layer 0, layer 1 send no spikes on these random inputs" in ours
+    assert "note: the input is the same in every step, and 0 Conv2d is counted in each of the 10 steps" in theirs
+    assert "Leaky send no spikes" in theirs
+    assert "BPTT through the same steps" not in theirs  # it is itself
+    assert "no spikes" not in count("nets_to_count:digits", "--shape", "1,8,8").output.split("BPTT")[0]
+    assert "same in every step" not in count("nets_to_count:Looped", "--shape", "6").output
 
 
 def test_what_is_refused(count):

@@ -11,20 +11,38 @@ import ep_plugin as ep
 from ep_plugin import plots
 
 
-def test_operations_a_layer():
-    net = nn.Sequential(nn.Linear(6, 5), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(5, 3))
+def test_operations_module_by_module():
+    net = nn.Sequential(
+        *(nn.Linear(6, 5), snn.Leaky(beta=0.9, init_hidden=True)),
+        *(nn.Linear(5, 4), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(4, 3)),
+    )
     x, y = torch.rand(4, 6), torch.arange(4) % 3
     counts = {
         "EP": ep.count_operations(ep.convert(net), x, y),
         "BPTT": ep.count_operations(net, x, y, num_steps=10),
     }
     axis = plots.operations(counts)
-    labels = [label.get_text() for label in axis.get_xticklabels()]
-    assert labels == ["stem", "layer 0", "readout", "0 Linear", "1 Leaky", "2 Linear"]
-    heights = [bar.get_height() for bar in axis.patches]
-    row = next(r for r in counts["EP"].rows if r.name == "layer 0")
-    assert heights[1] == pytest.approx(row.synaptic_operations + row.neuron_updates)
-    assert [t.get_text().splitlines()[0] for t in axis.texts] == ["EP", "BPTT"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0 Linear", "2 Linear", "4 Linear"]
+    assert axis.get_ylim()[0] == 0
+    assert axis.get_yscale() == "linear"
+    inference, training, _, backprop = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    sizes = {
+        (r.phase, r.name): (r.feedback_operations, r.synaptic_operations, r.multiply_adds + r.neuron_updates)
+        for r in counts["EP"].rows
+    }
+    up = sizes["free phase", "layer 0"][1]  # all of it: layer 0 has nobody below
+    down, both, updates = sizes["free phase", "layer 1"]
+    assert both == down
+    assert inference[1] == pytest.approx(up + down + updates)
+    for name, own, bars in (("EP", counts["EP"].training, training), ("BPTT", counts["BPTT"].training, backprop)):
+        whole = own.synaptic_operations + own.multiply_adds + own.neuron_updates
+        assert sum(bars) == pytest.approx(whole), name
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [label.split(":")[0] for label in labels] == [
+        f"{name}, {what}" for name in counts for what in ("inference", "training step")
+    ]
+    alone = plots.operations({"EP": counts["EP"]})
+    assert [label.get_text() for label in alone.get_xticklabels()] == ["stem", "0 -> 1", "readout"]
     assert plots.operations(counts, axis) is axis
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.operations({})
@@ -93,6 +111,36 @@ def test_energy_of_graded_states_falls(trained):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
         assert value.dtype == before[name].dtype
+
+
+def test_energy_of_several_encoders(trained):
+    model, x, _ = trained
+    axis = plots.energy(model, x, steps=4, encoders=["adaptive_delta", "predictive_sigma_delta"])
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["adaptive_delta", "predictive_sigma_delta", "graded"]
+    assert torch.equal(
+        torch.tensor(axis.lines[0].get_ydata()), torch.tensor(plots.energy(model, x, steps=4).lines[0].get_ydata())
+    )
+
+
+def test_feedback_angles_of_a_network_and_of_a_training():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), snn.Leaky(0.5), nn.Linear(8, 8), snn.Leaky(0.5))
+    model = ep.convert(net, feedback_weights="separate")
+    (angle,) = ep.chips.feedback_angles(model).values()
+    axis = plots.feedback_angles(model)
+    assert [bar.get_height() for bar in axis.patches] == [pytest.approx(angle)]
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(ep.chips.feedback_angles(model))
+    axis = plots.feedback_angles({"feedback_angle/a": [90.0, 60.0, 30.0], "b": [80.0, 70.0, 60.0]}, [0, 5, 10])
+    _, first, _ = axis.lines
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([0, 5, 10], [90, 60, 30])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    assert axis.get_ylim()[0] == 0
+    assert plots.feedback_angles(model, axis=axis) is axis
+    with pytest.raises(ValueError, match="has 2 angles, and there are 1 steps"):
+        plots.feedback_angles({"a": [1.0, 2.0]}, [1])
+    with pytest.raises(ValueError, match=r'expected ep.convert\(net, feedback_weights="separate"\)'):
+        plots.feedback_angles(ep.convert(net))
 
 
 def test_angles_are_those_of_the_cosines(trained):

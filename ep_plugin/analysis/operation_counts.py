@@ -161,7 +161,9 @@ class OperationCounts:
         memory = self.memory
         text.append(f"bytes: weights {memory.weights:,}; states of a sample in an inference {memory.inference:,}")
         if memory.training:
-            text[-1] += f", in a training step {memory.training:,}; kept by BPTT {memory.backprop:,}"
+            text[-1] += f", in a training step {memory.training:,}"
+            if memory.backprop != memory.training:  # it is another rule's training step
+                text[-1] += f"; BPTT through the same steps would keep {memory.backprop:,}"
         return "\n".join(line.rstrip() for line in text)
 
 
