@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain as joined
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import snntorch as snn
 import torch
 import torch.nn.functional as F
+from snntorch import utils
 from torch import Tensor, nn
 
 import ep_plugin as ep
@@ -25,6 +26,7 @@ LAYERS = {
 # sigma-delta spikes, and a feedback and a nudge strong enough to stand out of their noise.
 TOLD = {"graded": "graded deviations", "events": "deviations by signed events", "full": "full phases of binary spikes"}
 FULL: dict[str, Any] = {"encoder": "predictive_sigma_delta", "observe": "membrane", "feedback": 0.05}
+Net = TypeVar("Net", bound=nn.Module)
 Samples = list[tuple[Tensor, Tensor]]
 
 
@@ -70,13 +72,25 @@ def settled(model: ep.ConvergentNetwork) -> ep.ConvergentNetwork:
     return model.variant(encoder="graded", relaxation=ep.Relaxation(40), estimator=ep.BackpropThroughTime())
 
 
+class ThroughTime(nn.Module):
+    """A snnTorch net whose output is the mean over its steps: BPTT, as snnTorch's tutorials have it."""
+
+    def __init__(self, net: nn.Module, num_steps: int) -> None:
+        super().__init__()
+        self.net, self.num_steps = net, num_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        utils.reset(self.net)
+        return torch.stack([self.net(x) for _ in range(self.num_steps)]).mean(0)
+
+
 def batches(data: ep.MNISTDataModule, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     data.setup()
     for _, batch in zip(range(count), data.train_dataloader(), strict=False):
         yield batch
 
 
-def train(model: ep.ConvergentNetwork, data: ep.MNISTDataModule, count: int) -> Iterator[int]:
+def train(model: nn.Module, data: ep.MNISTDataModule, count: int) -> Iterator[int]:
     """Trains for so many batches; yields the number of each when it is done."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for n, (x, y) in enumerate(track(batches(data, count), "Training", count), start=1):
@@ -87,7 +101,7 @@ def train(model: ep.ConvergentNetwork, data: ep.MNISTDataModule, count: int) -> 
         yield n
 
 
-def trained(model: ep.ConvergentNetwork, data: ep.MNISTDataModule, count: int) -> ep.ConvergentNetwork:
+def trained(model: Net, data: ep.MNISTDataModule, count: int) -> Net:
     for _ in train(model, data, count):
         pass
     return model
