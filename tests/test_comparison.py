@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ep_plugin.cli import app
 from ep_plugin.comparison import Comparison, ComparisonSettings
+from ep_plugin.comparison.results import Result, picture
 
 FILES = {"comparison.csv", "history.csv", "comparison.png"}
 
@@ -43,6 +44,28 @@ def test_two_runs_and_two_seeds(tmp_path):
     history = pd.read_csv(tmp_path / "run-2" / "history.csv")
     assert list(history.epoch) == [1, 1, 1, 1]
     assert list(history.test_accuracy) == list(table.test_accuracy)
+
+
+def test_the_picture_has_means_and_bands():
+    accuracies = {"EP": ([0.5, 0.8], [0.7, 0.9]), "BPTT": ([0.6], [])}  # one is in its second epoch, one has not begun
+    results = [
+        Result(name, seed, own, [2.0 + seed] * len(own))
+        for name, both in accuracies.items()
+        for seed, own in enumerate(both)
+    ]
+    figure = picture(results, ComparisonSettings(seeds=2, epochs=2))
+    left, right = figure.axes
+    assert [list(line.get_ydata()) for line in left.lines] == [pytest.approx([60, 85]), [60]]
+    assert list(right.lines[0].get_xdata()) == [2.5, 5]
+    (band,) = left.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((50, 90))
+    assert figure.get_suptitle().startswith("The same spiking net on digits, trained by equilibrium propagation (EP)")
+    assert "Mean of 2 seeds" in figure.get_supxlabel()
+    assert "seeds 0 to 1" in " ".join(figure.get_supxlabel().split())
+    alone = picture(results[:1], ComparisonSettings())
+    assert not alone.axes[0].collections
+    assert "Mean" not in alone.get_supxlabel()
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """What a comparison has found: figures, tables and a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from csv import DictWriter
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ep_plugin.comparison.settings import ComparisonSettings
 from ep_plugin.files import origin, whole
 
-_COLOURS = {"EP": "#c44e52", "BPTT": "#4c72b0"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLES = {"EP": ("#c44e52", "-"), "BPTT": ("#4c72b0", "--")}
+_NAMES = {"EP": "EP", "BPTT": "BPTT, surrogate gradients"}
 
 
 @dataclass
@@ -80,35 +84,59 @@ def write(results: Sequence[Result], settings: ComparisonSettings, place: Path) 
                 table.writeheader()
                 table.writerows(rows)
     with whole(place / "comparison.png") as part:
-        _plot(begun, settings.described(), part)
+        picture(begun, settings).savefig(part, dpi=130)
 
 
-def _plot(results: Sequence[Result], title: str, path: Path) -> None:
-    """Test accuracy over epochs and over seconds of training, one colour per contender, a line per seed, as a PNG."""
+def picture(results: Sequence[Result], settings: ComparisonSettings) -> "Figure":
+    """Test accuracy over epochs and over seconds of training, a colour per contender.
+
+    Of several seeds: the mean, and a band from the lowest to the highest.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for contender, own in by_contender(results).items():
-        last = [100 * r.accuracy[-1] for r in own]
-        label = f"{contender}: {spread(last, 1)} %"
-        for result in own:
-            accuracy = [100 * a for a in result.accuracy]
-            style: dict[str, Any] = {"color": _COLOURS[contender], "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+    contenders = by_contender(results)
+    for contender, own in contenders.items():
+        colour, dashes = _STYLES[contender]
+        label = f"{_NAMES[contender]}: {spread([100 * r.accuracy[-1] for r in own], 1)} %"
+        accuracy = list(_by_epoch([[100 * a for a in r.accuracy] for r in own]))
+        mean = [_mean(epoch) for epoch in accuracy]
+        seconds = list(accumulate(_mean(epoch) for epoch in _by_epoch([r.seconds for r in own])))
+        for axes, at in ((left, list(range(1, len(mean) + 1))), (right, seconds)):
+            axes.plot(at, mean, dashes, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label)
             if len(own) > 1:
-                style |= {"alpha": 0.6, "markersize": 2, "linewidth": 1.2}
-            left.plot(range(1, len(accuracy) + 1), accuracy, label=label, **style)
-            right.plot(list(accumulate(result.seconds)), accuracy, **style)
-            label = ""
+                axes.fill_between(
+                    at,
+                    [min(epoch) for epoch in accuracy],
+                    [max(epoch) for epoch in accuracy],
+                    color=colour,
+                    alpha=0.18,
+                    linewidth=0,
+                )
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="seconds of training", xlim=(0, None))
     left.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(loc="lower right", frameon=False)
-    figure.suptitle(fill(title, 120), fontsize=8)
-    figure.savefig(path, dpi=130)
+    left.legend(loc="lower right", frameon=False, fontsize=9)
+    title = "trained by equilibrium propagation (EP) and by backpropagation through time (BPTT)"
+    figure.suptitle(f"The same spiking net on {settings.data}, {title}", fontsize=10)
+    several = max(len(own) for own in contenders.values())
+    seeds = f"Mean of {several} seeds; bands: from the lowest to the highest. " if several > 1 else ""
+    figure.supxlabel(fill(f"{seeds}{settings.described()}", 140), fontsize=7, color="0.35")
+    return figure
+
+
+def _by_epoch(runs: Sequence[Sequence[float]]) -> Iterator[list[float]]:
+    """What the runs have in each epoch; of a run that is not done, nothing after its last one."""
+    for values in zip_longest(*runs):
+        yield [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def by_contender(results: Sequence[Result]) -> dict[str, list[Result]]:
