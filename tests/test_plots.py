@@ -1,7 +1,10 @@
 """Pictures show what they are given."""
 
 import io
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import snntorch as snn
 import torch
@@ -167,3 +170,23 @@ def test_graded_neurons_have_no_raster(trained):
     model, x, y = trained
     with pytest.raises(ValueError, match="graded neurons send no events"):
         plots.raster(model.variant(encoder="graded"), x[:1], y[:1])
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("agreement", 39), ("pooling", 4), ("memory", 3), ("energy", 9), ("operations", 0), ("curves", 16)],
+)
+def test_figures_are_drawn_from_their_tables(name, lines, monkeypatch):
+    """examples/figures.py --redraw, on the committed numbers."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import figure_drawings
+
+    figure = getattr(figure_drawings, name)(pd.read_csv(EXAMPLES / "results" / f"{name}.csv"))
+    assert sum(len(axis.lines) for axis in figure.axes) == lines
+    assert len(figure.axes[0].patches) == (16 if name == "operations" else 0)  # four modules; EP and BPTT, twice each
+    figure.savefig(io.BytesIO())
+    for module in ("figure_drawings", "figure_networks"):
+        sys.modules.pop(module, None)
