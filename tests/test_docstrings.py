@@ -36,7 +36,6 @@ def given(tmp_path, monkeypatch):
             Image.new("RGB", (8, 8)).save(folder / "1.png")
     names = {}
     (block,) = blocks(PAGE, "python")
-    exec("from ep_plugin import count_operations; from ep_plugin.plots import *", names)  # pictures' bare names
     exec(block, names)
     return names
 

@@ -35,10 +35,10 @@ def feedback_angles(
             of them than `steps`.
 
     Example:
-        >>> model = convert(net, feedback_weights="separate")
-        >>> feedback_angles(model)
-        >>> log = pandas.read_csv("metrics.csv").filter(regex="^step$|^feedback_angle/").dropna()
-        >>> feedback_angles(log.drop(columns="step").to_dict("list"), log.step)
+        >>> separate = ep.convert(net, feedback_weights="separate")
+        >>> ep.plots.feedback_angles(separate).figure.savefig("angles.png")
+        >>> log = {"feedback_angle/fc": [90.0, 60.0, 40.0]}  # columns of a FeedbackMonitor's metrics.csv
+        >>> axis = ep.plots.feedback_angles(log, steps=[0, 100, 200])
     """
     found = dict(separate.feedback_angles(angles) if isinstance(angles, nn.Module) else angles)
     if not found:

@@ -41,7 +41,7 @@ def angles(
         ValueError: the input changes over time, so that nothing settles.
 
     Example:
-        >>> angles(model, x, y)
+        >>> ep.plots.angles(model, x, y)
     """
     exact = settled(model, ImplicitDifferentiation(tolerance=1e-5, max_steps=200))
     found = [a for a in gradient_agreement(model, x, y, loss, exact) if "bias" not in a.name.rsplit(".", 1)[-1]]

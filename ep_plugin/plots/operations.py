@@ -36,7 +36,8 @@ def operations(counts: Mapping[str, OperationCounts], axis: "Axes | None" = None
         ValueError: there is nothing to draw.
 
     Example:
-        >>> axis = operations({"EP": count_operations(model, x, y), "BPTT": count_operations(net, x, y, num_steps=25)})
+        >>> counts = {"EP": ep.count_operations(model, x, y), "BPTT": ep.count_operations(net, x, y, num_steps=25)}
+        >>> axis = ep.plots.operations(counts)
     """
     if not counts:
         raise ValueError("there is nothing to draw; expected a name and a count, such as {'EP': count}")

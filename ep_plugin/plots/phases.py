@@ -45,7 +45,7 @@ def raster(
             nothing.
 
     Example:
-        >>> raster(model, x[:1], y[:1]).figure.savefig("raster.png")
+        >>> ep.plots.raster(model, x[:1], y[:1]).figure.savefig("raster.png")
     """
     free, nudged = _both(model, x, y, layer, loss)
     if free.spikes is None or nudged.spikes is None:
@@ -104,7 +104,7 @@ def states(
         ValueError: the batch holds several samples, or there is no such layer.
 
     Example:
-        >>> states(model, x[:1], y[:1], layer=1)
+        >>> ep.plots.states(model, x[:1], y[:1], layer=1)
     """
     free, nudged = _both(model, x, y, layer, loss)
     settled, known, moved, told = (
@@ -155,7 +155,7 @@ def deviations(
         ValueError: the estimator is another one.
 
     Example:
-        >>> deviations(model, x, y)
+        >>> ep.plots.deviations(model, x, y)
     """
     nudged = model.nudged_phase(x, y, loss, record=True).trajectory
     assert nudged is not None  # it was asked for

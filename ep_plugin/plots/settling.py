@@ -45,7 +45,7 @@ def energy(
         TypeError: `steps` is no whole number.
 
     Example:
-        >>> energy(model, x)
+        >>> ep.plots.energy(model, x)
     """
     from copy import deepcopy
 
