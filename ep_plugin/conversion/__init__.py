@@ -80,7 +80,7 @@ def convert(
     Args:
         net: an `nn.Sequential`, a Norse `SequentialState`, or any module that calls neurons of these libraries with
             linear modules between them. The neurons, and how their constants are converted:
-            `help(ep_plugin.conversion.snntorch)` and `help(ep_plugin.conversion.norse)`.
+            `help("ep_plugin.conversion.snntorch")` and `help("ep_plugin.conversion.norse")`.
         encoder: what neurons send; see `ConvergentNetwork`.
         activation: of every layer; `ConvergentLeaky` and `ConvergentLIFBoxCell` keep their own.
         observe: what readout and contrasts see of a neuron; see `ConvergentNetwork`.
@@ -208,7 +208,7 @@ def _check_example(example: Tensor | None) -> None:
 
 
 def __getattr__(name: str) -> ModuleType:
-    # What warnings advise to read: help(ep_plugin.conversion.snntorch) has the gain of every neuron.
+    # What warnings advise to read: help("ep_plugin.conversion.snntorch") has the gain of every neuron.
     if name in adapters.LIBRARIES:
         return import_module(f"{__name__}.adapters.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

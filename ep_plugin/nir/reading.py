@@ -70,7 +70,7 @@ def from_nir(
         notes.insert(
             0,
             f"the neurons {', '.join(leaky)} keep their weights and thresholds, and not their leaks, synapses and "
-            "resets: they settle at the rate gain * drive / threshold (the gains: help(ep_plugin.nir.modules))",
+            "resets: they settle at the rate gain * drive / threshold (the gains: help('ep_plugin.nir.modules'))",
         )
     if notes:
         warnings.warn("converted: " + "; ".join(notes), ConversionWarning, stacklevel=2)

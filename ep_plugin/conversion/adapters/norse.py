@@ -228,7 +228,7 @@ def differences(neurons: dict[str, nn.Module]) -> list[str]:
             f"{len(others)} {kinds} neuron layers keep their weights, thresholds and input gains; their leak and "
             "reset are replaced by a relaxation to rate = activation(gain * drive / threshold), which is 1 where the "
             "original's steady membrane reaches its threshold, so their rates differ from the original's (the gains: "
-            "help(ep_plugin.conversion.norse))"
+            "help('ep_plugin.conversion.norse'))"
         )
     if recurrent := [name for name, n in cells.items() if _row(n).recurrent]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")

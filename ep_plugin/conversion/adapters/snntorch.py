@@ -208,7 +208,7 @@ def differences(neurons: dict[str, Any]) -> list[str]:
         notes.append(
             f"{len(others)} {kinds} neuron layers keep their weights and thresholds; their leak, input gain and "
             f"reset ({resets}) are replaced by a relaxation to rate = activation(gain * drive / threshold), so their "
-            "rates differ from the original's (the gains: help(ep_plugin.conversion.snntorch))"
+            "rates differ from the original's (the gains: help('ep_plugin.conversion.snntorch'))"
         )
     if recurrent := [name for name, n in neurons.items() if NEURONS[type(n)].recurrent]:
         notes.append(f"the recurrent weights V of {', '.join(recurrent)} act as their symmetric part, (V + V^T) / 2")
