@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.linear.base import LinearMap as LinearMap
     from ep_plugin.linear.base import register_linear as register_linear
     from ep_plugin.linear.connection import Connection as Connection
+    from ep_plugin.muon import MuonAdamW as MuonAdamW
     from ep_plugin.network import ConvergentNetwork as ConvergentNetwork
     from ep_plugin.neurons.norse import ConvergentLIFBoxCell as ConvergentLIFBoxCell
     from ep_plugin.neurons.snntorch import ConvergentLeaky as ConvergentLeaky
@@ -108,6 +109,7 @@ _HOMES = {
     "lightning.operations": ("OperationsMonitor",),
     "linear.base": ("LinearMap", "register_linear"),
     "linear.connection": ("Connection",),
+    "muon": ("MuonAdamW",),
     "network": ("ConvergentNetwork",),
     "neurons.norse": ("ConvergentLIFBoxCell",),
     "neurons.snntorch": ("ConvergentLeaky",),

@@ -205,7 +205,7 @@ def with_clips(module):
     return module
 
 
-@pytest.mark.parametrize("make", [ep.models.vgg, ep.models.residual])
+@pytest.mark.parametrize("make", [ep.models.vgg, ep.models.residual, ep.models.compact_residual])
 def test_one_step_of_graded_neurons_from_rest_is_a_feedforward_net(make):
     """Its outputs and its gradients, as the recipes called feedforward have it."""
     net = make((3, 16, 16), channels=(6, 8, 12))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ep_plugin.models.deep import residual, vgg
+from ep_plugin.models.deep import compact_residual, residual, vgg
 from ep_plugin.models.shallow import convolutional_2c2fc, perceptron, small_convolutional
 from ep_plugin.models.weights import CenteredWeight, StandardizedWeight
 
@@ -12,6 +12,7 @@ __all__ = [
     "REFERENCE_NETS",
     "CenteredWeight",
     "StandardizedWeight",
+    "compact_residual",
     "convolutional_2c2fc",
     "perceptron",
     "residual",

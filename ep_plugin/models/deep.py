@@ -171,6 +171,76 @@ def residual(
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), *readout)
 
 
+class ShortcutLayer(nn.Module):
+    """A layer of neurons whose input is added to what drives it: f(convolution(x) + x).
+
+    Args:
+        channels: of its input and output.
+        leak: as in `compact_residual`.
+        branch: as in `compact_residual`.
+    """
+
+    def __init__(self, channels: int, leak: float, branch: float) -> None:
+        super().__init__()
+        self.convolution = _convolution(channels, channels, branch)
+        self.neuron = neuron(leak)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(self.convolution(x) + x)
+
+
+def compact_residual(
+    shape: Sequence[int] = (3, 32, 32),
+    channels: Sequence[int] = (64, 128, 256),
+    classes: int = 10,
+    leak: float = 0.9,
+    gain: float = 1.0,
+    branch: float = 0.5,
+    dropout: float = 0.0,
+    pooling: str = "max",
+    normalize: Normalization | None = None,
+) -> nn.Sequential:
+    """Stages of two convolutions (3x3), of which the second has a shortcut, and a linear readout.
+
+    Each first convolution is pooled before its neurons, so that the second ones work on small images: at 32 x 32 with
+    three channels 68 million products an image, where `vgg` has 154. The gains are smaller than in `vgg`: fewer neurons
+    stand at their bounds, where no gradient passes. Held-out error of feedforward nets of half the width after three
+    epochs of 15,000 images of CIFAR-10 (JPEG copies), trained by Muon: gain 1.5: 33.5 %, 1: 29.8 %; with the
+    shortcuts, branch 1: 28.8 %, .5: 28.3 %.
+
+    Args:
+        shape: channels, height and width of an image.
+        channels: of every stage.
+        classes: outputs.
+        leak: as in `vgg`.
+        gain: of the standardized weights at the start.
+        branch: the same, of the convolutions with a shortcut.
+        dropout: share of its inputs that the readout does not see in training.
+        pooling: "average" or "max".
+        normalize: as in `convolutional_2c2fc`.
+
+    Returns:
+        The net, with neurons of snnTorch that hold their state.
+
+    Raises:
+        ValueError: an unknown pooling, a number that is not above 0, or an image too small for the poolings.
+        TypeError: a number is of a wrong type.
+
+    Example:
+        >>> model = ep.convert(ep.models.compact_residual(), feedback=0.01)
+    """
+    inputs, height, width = image_shape(shape)
+    pool = chosen("pooling", pooling, POOLS)
+    stages = _numbers("channels", channels)
+    height, width = (n // 2 ** len(stages) for n in (height, width))
+    require_size("compact_residual", shape, height, width)
+    layers = normalization(normalize, inputs)
+    for outputs in stages:
+        layers += [_convolution(inputs, outputs, gain), pool(2), neuron(leak), ShortcutLayer(outputs, leak, branch)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Flatten(), *_readout(inputs * height * width, classes, dropout))
+
+
 def _convolution(inputs: int, outputs: int, gain: float) -> nn.Conv2d:
     return standardized(nn.Conv2d(inputs, outputs, 3, padding=1), gain)
 

@@ -1,0 +1,125 @@
+"""Muon for weights between neurons, AdamW for the rest."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ep_plugin as ep
+from ep_plugin.models import compact_residual
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(72, 16), nn.Linear(16, 4))
+
+
+def steps(net, optimizer, n, start=0):
+    for k in range(start, start + n):
+        x = torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(k))
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+    return net
+
+
+def test_a_step_is_that_of_pytorchs_muon_and_adamw():
+    net, other = make(), make()
+    matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in (other[0].weight, other[2].weight)]
+    muon = torch.optim.Muon(matrices, 0.1, 0.05, momentum=0.6)
+    rest = [other[0].bias, other[2].bias, other[3].weight, other[3].bias]
+    adamw = torch.optim.AdamW(rest, 5e-3, weight_decay=0.0)
+    optimizer = ep.MuonAdamW(net.parameters())
+    for k in range(3):
+        steps(net, optimizer, 1, k)
+        other.zero_grad()
+        steps(other, adamw, 1, k)
+        for matrix, module in zip(matrices, (other[0], other[2]), strict=True):
+            matrix.grad = module.weight.grad.flatten(1)
+        muon.step()
+        with torch.no_grad():
+            for matrix, module in zip(matrices, (other[0], other[2]), strict=True):
+                module.weight.copy_(matrix.view_as(module.weight))
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_the_layout_of_a_convolution_makes_no_difference():
+    net = make()
+    faster = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    expected = steps(net, ep.MuonAdamW(net.parameters()), 3)
+    found = steps(faster, ep.MuonAdamW(faster.parameters()), 3)
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_it_goes_on_from_its_state():
+    net = make()
+    optimizer = ep.MuonAdamW(net.parameters())
+    steps(net, optimizer, 2)
+    again, kept = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict())
+    expected = steps(net, optimizer, 2, 2)
+    other = ep.MuonAdamW(again.parameters(), lr=0.3)
+    other.load_state_dict(kept)
+    found = steps(again, other, 2, 2)
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_schedule_changes_both_rates():
+    net = make()
+    optimizer = ep.MuonAdamW(net.parameters())
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.0)
+    before = copy.deepcopy(net)
+    steps(net, optimizer, 2)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before.parameters(), strict=True))
+
+
+def test_parameters_without_a_gradient_stay():
+    net = make()
+    net[2].weight.requires_grad_(False)
+    before = net[2].weight.clone()
+    steps(net, ep.MuonAdamW(net.parameters()), 2)
+    assert torch.equal(net[2].weight, before)
+
+
+def test_nets_of_one_weight_train():
+    net = nn.Linear(3, 2)
+    optimizer = ep.MuonAdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"params": []}, ValueError, "there is no parameter"),
+        ({"params": [1.0]}, TypeError, "a parameter is a float"),
+        ({"lr": 0}, ValueError, "lr is 0"),
+        ({"adamw_lr": -1}, ValueError, "adamw_lr is -1"),
+        ({"momentum": 2}, ValueError, "momentum is 2"),
+        ({"weight_decay": -1}, ValueError, "weight_decay is -1"),
+        ({"lr": "3"}, TypeError, "lr is '3'"),
+    ],
+)
+def test_refusals(options, error, said):
+    with pytest.raises(error, match=said):
+        ep.MuonAdamW(**{"params": make().parameters()} | options)
+
+
+def test_it_trains_the_net_that_it_is_for():
+    torch.manual_seed(0)
+    model = ep.convert(compact_residual((1, 8, 8), [8, 12]))
+    data = ep.DigitsDataModule(64)
+    data.setup()
+    optimizer = ep.MuonAdamW(model.parameters())
+    for _ in range(2):
+        for x, y in data.train_dataloader():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    model.eval()
+    right = [(model(x).argmax(1) == y).float().mean() for x, y in data.test_dataloader()]
+    assert torch.stack(right).mean() > 0.9
