@@ -14,6 +14,7 @@ class BackpropThroughTime:
     """Autograd through every step of the free phase; its memory grows with the number of steps.
 
     Gradients pass straight through spikes: the derivative of the quantizer is taken as 1.
+    It is the one estimator that second derivatives pass through: gradient penalties and Hessians.
 
     Example:
         >>> model.estimator = ep.BackpropThroughTime()

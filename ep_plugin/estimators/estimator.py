@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation
@@ -50,6 +49,8 @@ class GradientEstimator(Protocol):
 def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> tuple[Tensor, ...]:
     """Puts the outputs on autograd's graph, with your own gradients.
 
+    These cannot be differentiated again: second derivatives raise a `RuntimeError`.
+
     Args:
         outputs: what the readout sees of every read layer.
         system: the equations, with the values that get gradients.
@@ -66,7 +67,16 @@ def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> t
         >>> (output,) = attach(states, system, lambda grads, needed: [None for _ in needed])
         >>> output.sum().backward()
     """
-    return _Node.apply(_Call(tuple(outputs), gradients, system.names(), recorder()), *system.values.flat())
+    call = _Call(tuple(outputs), gradients, system.names(), recorder())
+    try:
+        return _Node.apply(call, *system.values.flat())
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise RuntimeError(
+            "torch.func (grad, vjp, jacrev, hessian) cannot run the phases that give this network its gradient; "
+            "expected torch.autograd: loss.backward(), torch.autograd.grad or torch.autograd.functional"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -87,14 +97,35 @@ class _Node(torch.autograd.Function):
         return tuple(output.clone() for output in call.outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # an error if a value has been changed in place since the forward pass
+        values = ctx.saved_tensors  # an error if a value has been changed in place since the forward pass
         _, *needed = ctx.needs_input_grad
-        with carried_on(ctx.call.recorder):
+        with torch.no_grad(), carried_on(ctx.call.recorder):
             gradients = ctx.call.gradients(grads, needed)
         found = [g if n else None for g, n in zip(gradients, needed, strict=True)]
         if not grads[0].is_meta and bool(torch.stack([g.sum() for g in grads]).isfinite().all()):
             named = [(g, name) for g, name in zip(found, ctx.call.names, strict=True) if g is not None]
             require_finite("the gradient", [g for g, _ in named], [name for _, name in named])
+        if torch.is_grad_enabled():  # create_graph=True
+            found = list(_Once.apply(len(found), *found, *values, *grads))
         return None, *found
+
+
+class _Once(torch.autograd.Function):
+    """The identity on gradients, which connects them with everything that they depend on, and then refuses.
+
+    PyTorch's `once_differentiable` connects them with nothing. So `torch.autograd.grad(..., inputs)` finds no way from
+    its error to the inputs, leaves the error out, and silently returns a sum without these terms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "second derivatives (a gradient penalty, a Hessian) do not pass through this network: its estimator gives "
+            "the first derivative alone. Set model.estimator = BackpropThroughTime(), through which autograd has all "
+            "derivatives"
+        )

@@ -93,16 +93,6 @@ def test_nudged_phases_run_only_for_a_backward_pass(rule, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("estimator", [*(rule() for rule in RULES.values()), ep.ImplicitDifferentiation()], ids=repr)
-def test_double_backward_is_an_error(estimator):
-    model, x = perceptron()
-    model.estimator = estimator
-    parameters = list(model.parameters())
-    grads = torch.autograd.grad(model(x).pow(2).sum(), parameters, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grads[0].sum().backward()
-
-
 @pytest.mark.filterwarnings("ignore:max pooling before:UserWarning")
 @pytest.mark.parametrize("encoder", ["adaptive_delta", "graded", "predictive_sigma_delta"])
 @pytest.mark.parametrize(
