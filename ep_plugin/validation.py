@@ -64,8 +64,19 @@ def count(what: str, value: int, least: int = 1) -> int:
     return value
 
 
-def require_finite(what: str, tensors: Sequence[Tensor], names: list[str]) -> None:
-    """Stops the training at the first value that is no number, where it arises."""
+def require_finite(what: str, tensors: Sequence[Tensor], names: list[str], owner: nn.Module | None = None) -> None:
+    """Stops the training at the first value that is no number, where it arises.
+
+    Args:
+        what: the values are.
+        tensors: of them.
+        names: of the tensors, for the error.
+        owner: whose parameters the values come from. Those that are not finite are named in place of the tensors, as
+            the user's own model calls them.
+
+    Raises:
+        FloatingPointError: a value is NaN or infinite.
+    """
     if not tensors or tensors[0].is_meta:
         return
     # A sum is infinite or NaN where any value is, and takes a fraction of the time of isfinite(). (It may
@@ -75,11 +86,20 @@ def require_finite(what: str, tensors: Sequence[Tensor], names: list[str]) -> No
         bad = [not bool(t.isfinite().all()) for t in tensors]
         if not any(bad):
             return
-        where = ", ".join(name for name, b in zip(names, bad, strict=True) if b)
+        found = _lost_parameters(owner) or [name for name, b in zip(names, bad, strict=True) if b]
         raise FloatingPointError(
-            f"{what} became NaN or infinite in {where}. Try a lower learning rate, gradient clipping, a smaller "
-            "initialization or, with a loss that can divide by zero, a look at the targets."
+            f"{what} became NaN or infinite in {', '.join(dict.fromkeys(found))}. Try a lower learning rate, gradient "
+            "clipping, a smaller initialization or, with a loss that can divide by zero, a look at the targets."
         )
+
+
+def _lost_parameters(owner: nn.Module | None) -> list[str]:
+    if owner is None:
+        return []
+    from ep_plugin.conversion.origin import parameter_names  # which imports this module
+
+    names = parameter_names(owner)
+    return [names[id(p)] for p in owner.parameters() if not bool(p.isfinite().all())]
 
 
 def expected_input(stem: nn.Module) -> list[int | None] | None:

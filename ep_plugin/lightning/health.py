@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ep_plugin.analysis.liveness import LIVE, OUTPUTS, live_and_mean
@@ -32,6 +33,9 @@ _FALLING = 0.7  # of the mean loss before: one that falls by so much is on its w
 _FIRST = 8  # the first batch that is told of: what a large first step has thrown off may come back
 _STEP = 0.03  # an Adam step moves every weight by about the learning rate; so much of a weight's size is a good one
 _STRONG = 0.1  # feedback, of which 0.02 is the default
+
+_ANEW = "Load them from another checkpoint, or make the model anew"
+_TARGETS = "look at the targets, at a loss that can divide by zero, and at outputs that overflow"
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,10 @@ class HealthMonitor(L.Callback):
     """Warns if something keeps a network from learning, once for each cause.
 
     - The states no longer settle: gradients mean little.
-    - A weight has grown without bound, or is not finite.
+    - A weight has grown without bound, or is not finite, before the first step or later.
     - A layer is silent or saturated, or all its neurons are at their bounds, where no gradient passes.
     - The training loss stays far above the loss of chance: log(classes) for a cross entropy, else the first batch's.
+    - The loss of a validation or a test, with or without a training, is not finite.
 
     It looks at what the training step computes anyway, at batches 0, 1, 2, 4 and so on, and then at every n-th. It
     warns of what it sees in two looks, one after the other. It computes nothing twice and draws no random number. With
@@ -102,16 +107,25 @@ class HealthMonitor(L.Callback):
     def __init__(self, every_n_batches: int = 50) -> None:
         self.every_n_batches = count("every_n_batches", every_n_batches)
         self._hook: Any = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._names: dict[int, str] = {}
         self._batches = 0
+        self._lost_at_start = False
+        self._told_of_losses = set[str]()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._forget()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         model = getattr(pl_module, "model", None)
         if not isinstance(model, ConvergentNetwork):
             raise TypeError(f"HealthMonitor was given a {type(pl_module).__name__}; expected an EPLightningModule")
         self._names = parameter_names(model)
-        self._start = self._sizes(model)
         self._batches, self._told, self._before = 0, set[str](), set[str]()
+        self._warn_of_lost_weights(trainer, pl_module)
+        self._start = self._sizes(model)
         self._at_start: set[str] | None = None  # what was wrong before the first step
         self._seen: tuple[Any, Equilibrium] | None = None
         self._sum: Tensor | None = None
@@ -148,16 +162,47 @@ class HealthMonitor(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._release()
-        if isinstance(exception, FloatingPointError):  # which names layers, and not the parameter
-            self.on_train_end(trainer, pl_module)
+        # Its message names layers, and not parameters. Outside a training it stands for itself.
+        if isinstance(exception, FloatingPointError) and trainer.state.fn == TrainerFn.FITTING:
+            self._warn_of_lost_weights(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if lost := [self._name(p) for p in pl_module.parameters() if not bool(p.isfinite().all())]:
-            warnings.warn(
-                f"batch {self._batches}: weights are no longer finite: {', '.join(lost)}. Lower the learning rate, "
-                f"lr={_rate(trainer):g}, or clip the gradients",
-                stacklevel=1,
-            )
+        self._warn_of_lost_weights(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:  # the training itself tells of what is wrong before it
+            self._warn_of_lost_loss(trainer, pl_module, "val", "validation")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._warn_of_lost_loss(trainer, pl_module, "test", "test")
+
+    def _warn_of_lost_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        lost = self._lost(module)
+        if not lost or self._lost_at_start:
+            return
+        if self._batches == 0:  # the sanity check comes before `on_train_start`
+            self._lost_at_start = True
+            told = f"weights are not finite before the first step: {lost}. {_ANEW}"
+        else:
+            rate = _rate(trainer)
+            lower = "Lower the learning rate" + ("" if rate is None else f", lr={rate:g}")
+            told = f"batch {self._batches}: weights are no longer finite: {lost}. {lower}, or clip the gradients"
+        warnings.warn(told, stacklevel=1)
+
+    def _warn_of_lost_loss(self, trainer: L.Trainer, module: L.LightningModule, stage: str, words: str) -> None:
+        found = [float(v) for name, v in trainer.callback_metrics.items() if name.startswith(f"{stage}/loss")]
+        bad = next((loss for loss in found if not math.isfinite(loss)), None)
+        if bad is None or stage in self._told_of_losses:
+            return
+        self._told_of_losses.add(stage)
+        why = f"weights are not finite: {lost}. {_ANEW}" if (lost := self._lost(module)) else _TARGETS
+        warnings.warn(f"the {words} loss is {bad}, so that the accuracy beside it means nothing: {why}", stacklevel=1)
+
+    def _lost(self, module: L.LightningModule) -> str:
+        """The names of the weights that are not finite."""
+        if not self._names and isinstance(model := getattr(module, "model", None), ConvergentNetwork):
+            self._names = parameter_names(model)
+        return ", ".join(self._name(p) for p in module.parameters() if not bool(p.isfinite().all()))
 
     def _release(self) -> None:
         if self._hook is not None:
@@ -278,6 +323,8 @@ class HealthMonitor(L.Callback):
     def _lower_rate(self, trainer: L.Trainer, look: _Look) -> str | None:
         """The advice to lower the learning rate, unless that is low already."""
         lr, sizes = _rate(trainer), [size for size in self._start.values() if size]
+        if lr is None:
+            return None
         if "Adam" in type(trainer.optimizers[0]).__name__ and sizes:
             good = float(f"{_STEP * min(sizes):.1g}")
             return f"Lower the learning rate, lr={lr:g}, to {good:g}" if lr > 2 * good else None
@@ -287,8 +334,9 @@ class HealthMonitor(L.Callback):
         return f"Lower the learning rate, lr={lr:g}, to {lr / 10:g}, and further if this is told again"
 
 
-def _rate(trainer: L.Trainer) -> float:
-    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
+def _rate(trainer: L.Trainer) -> float | None:
+    """The largest of the first optimizer; None without one."""
+    return max((group["lr"] for optimizer in trainer.optimizers[:1] for group in optimizer.param_groups), default=None)
 
 
 def _feedback(model: ConvergentNetwork) -> float:

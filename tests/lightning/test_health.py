@@ -103,6 +103,59 @@ def test_weights_that_are_no_longer_finite_are_named():
     assert isinstance(stopped, FloatingPointError)
 
 
+def broken(name):
+    """A task of a user's own model, in which one weight is NaN, and a loader."""
+    net = Named()
+    with torch.no_grad():
+        net.get_parameter(name)[0, 0] = torch.nan
+    return ep.EPLightningModule(ep.convert(net)), loader()
+
+
+def heard(run, task, batches):
+    """What the monitor says, and what stops the run."""
+    stopped = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            run(task, batches)
+        except FloatingPointError as error:
+            stopped = error
+    return [str(w.message) for w in caught if "not finite" in str(w.message) or "loss is" in str(w.message)], stopped
+
+
+def test_weights_that_are_not_finite_before_the_training_are_named_without_the_learning_rate(tmp_path):
+    for name in "body.first.weight", "head.weight":  # before and behind the neurons
+        for sets in (), (loader(),):  # without and with the sanity check
+            told, stopped = heard(lambda *a, sets=sets: trainer(tmp_path).fit(*a, *sets), *broken(name))
+            assert len(told) == 1, told
+            assert f"weights are not finite before the first step: {name}. Load them" in told[0]
+            assert isinstance(stopped, FloatingPointError)
+
+
+def test_a_test_with_weights_that_are_not_finite_says_so(tmp_path):
+    for run in trainer(tmp_path).test, trainer(tmp_path).validate:
+        told, stopped = heard(run, *broken("body.second.weight"))
+        assert told == []
+        assert "became NaN or infinite in" in str(stopped)
+    for run, words in (trainer(tmp_path).test, "test"), (trainer(tmp_path).validate, "validation"):
+        told, stopped = heard(run, *broken("head.weight"))
+        assert stopped is None
+        assert len(told) == 1, told
+        assert f"the {words} loss is nan" in told[0]
+        assert "weights are not finite: head.weight. Load them" in told[0]
+
+
+def test_a_loss_that_is_not_finite_in_every_validation_is_told_once(tmp_path):
+    def loss(output, y):
+        return output.mean() + (0 if model.training else torch.inf)
+
+    model = ep.convert(Named())
+    task = ep.EPLightningModule(model, loss=loss)
+    told, _ = heard(lambda *a: trainer(tmp_path).fit(*a, loader()), task, loader())
+    assert len(told) == 1
+    assert "the validation loss is inf, so that the accuracy beside it means nothing: look at the targets" in told[0]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_training_does_not_notice(tmp_path):
     """Random spikes, signs and dropout; accumulated gradients."""
