@@ -332,7 +332,7 @@ class ConvergentNetwork(nn.Module):
             values=values,
             products=self._products(),
         )
-        require_finite("a value", values.flat(), system.names())
+        require_finite("a value", values.flat(), system.names(), self)
         learnable = [t for t in thresholds if t.requires_grad and not t.is_meta]
         if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
             raise ValueError(

@@ -156,6 +156,14 @@ def test_a_loss_that_is_not_finite_in_every_validation_is_told_once(tmp_path):
     assert "the validation loss is inf, so that the accuracy beside it means nothing: look at the targets" in told[0]
 
 
+def test_a_plain_loop_hears_the_users_own_names():
+    model = ep.convert(net := Named())
+    with torch.no_grad():
+        net.body["second"].bias.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match=r"became NaN or infinite in body\.second\.bias\. Try"):
+        model(torch.rand(2, 1, 8, 8))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_training_does_not_notice(tmp_path):
     """Random spikes, signs and dropout; accumulated gradients."""
