@@ -37,7 +37,7 @@ def initialize_(net: Net, gain: float = 2.0) -> Net:
     Example:
         >>> model = ep.convert(ep.initialize_(net))
     """
-    positive("gain", gain)
+    gain = positive("gain", gain)
     modules = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
     if not modules:
         raise ValueError(f"{type(net).__name__} holds no convolution or linear module to initialize")

@@ -113,7 +113,7 @@ def profile(
         >>> for part in ep.profile(model, x, y).parts:
         ...     print(part.phase, part.name, part.seconds)
     """
-    count("repeats", repeats)
+    repeats = count("repeats", repeats)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)

@@ -1,7 +1,8 @@
 """Checks of what users give, made once at the door so that the code behind it need not ask again."""
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -32,9 +33,13 @@ def finite_number(what: str, value: float) -> float:
     value = number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} is {value!r}; expected a number")
-    if not math.isfinite(value):
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf  # a whole number beyond the largest float
+    if not math.isfinite(found):
         raise ValueError(f"{what} is {value!r}; expected a finite number")
-    return float(value)
+    return found
 
 
 def positive(what: str, value: float) -> float:
@@ -55,13 +60,39 @@ def fraction(what: str, value: float) -> float:
     return float(number(value))
 
 
+def share(what: str, value: float) -> float:
+    if not 0 <= finite_number(what, value) <= 1:
+        raise ValueError(f"{what} is {value!r}; expected a number in [0, 1]")
+    return float(number(value))
+
+
 def count(what: str, value: int, least: int = 1) -> int:
+    """The whole number as Python's own: use it in place of what was given."""
     value = number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} is {value!r}; expected a whole number, {least} or more")
     if value < least:
         raise ValueError(f"{what} is {value!r}; expected a whole number, {least} or more")
+    if value > sys.maxsize:
+        raise ValueError(f"{what} is {value!r}; expected a whole number, {least} to {sys.maxsize}")
     return value
+
+
+def counts(what: str, values: Sequence[int], length: int | None = None) -> list[int]:
+    """Whole numbers, 1 or more each: one or more of them, or as many as `length` says."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{what} is {values!r}; expected a sequence of whole numbers, 1 or more each")
+    found = list(values)
+    found = [count(f"a number of {what} {found}", n) for n in found]
+    if not found or len(found) != (length or len(found)):
+        raise ValueError(f"{what} is {found}; expected {length or 'one or more'} whole numbers, 1 or more each")
+    return found
+
+
+def seed_number(value: int) -> int:
+    """A seed that every generator takes: a whole number from 0 to 2^63 - 1."""
+    return count("seed", value, least=0)
 
 
 def require_finite(what: str, tensors: Sequence[Tensor], names: list[str], owner: nn.Module | None = None) -> None:
@@ -127,6 +158,8 @@ def input_shape(stem: nn.Module, given: Sequence[int] | None, option: str) -> tu
         ValueError, TypeError: it is not given and the first module leaves a size open, or a size is not 1 or more.
     """
     if given is not None:
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(f"the input's shape is {given!r}; expected whole numbers, without the batch: {option}")
         return tuple(count(f"a size of the input's shape {tuple(given)}", n) for n in given)
     expected = expected_input(stem)
     if expected is None or None in expected:

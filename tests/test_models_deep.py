@@ -160,13 +160,13 @@ def test_a_net_is_copied_and_loaded_with_its_gains(make):
     ("make", "message"),
     [
         (lambda: vgg((3, 32)), r"the shape is \[3, 32\]; expected channels, height and width"),
-        (lambda: vgg((3, 32, 0)), r"a size of the shape \[3, 32, 0\] is 0"),
+        (lambda: vgg((3, 32, 0)), r"a number of shape \[3, 32, 0\] is 0"),
         (
             lambda: vgg((3, 8, 7), channels=(4, 8, 16, 32)),
             r"vgg leaves 0 x 0 of an image of the shape \[3, 8, 7\]; .*fewer",
         ),
-        (lambda: vgg(channels=()), r"channels is empty; expected a number for every one"),
-        (lambda: vgg(channels=(4, 0)), r"a number of channels is 0; expected a whole number, 1 or more"),
+        (lambda: vgg(channels=()), r"channels is \[\]; expected one or more whole numbers"),
+        (lambda: vgg(channels=(4, 0)), r"a number of channels \[4, 0\] is 0; expected a whole number, 1 or more"),
         (lambda: vgg(pooling="mean"), r"pooling is 'mean'; expected one of 'average', 'max'"),
         (lambda: vgg(gain=0), r"gain is 0; expected a number above 0"),
         (lambda: vgg(hidden=0), r"hidden is 0"),

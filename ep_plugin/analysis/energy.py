@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ep_plugin.validation import finite_number
+from ep_plugin.validation import finite_number, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class EnergyCosts:
     weight_update: float = 4.6e-12
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, value in vars(self).items():
             if finite_number(name, value) < 0:
                 raise ValueError(f"{name} is {value!r}; expected 0 or more joules")

@@ -59,7 +59,7 @@ def count_operations(
     if not isinstance(x, Tensor):
         raise TypeError(f"the input is a {type(x).__name__}; expected a tensor")
     if num_steps is not None:
-        count("num_steps", num_steps)
+        num_steps = count("num_steps", num_steps)
     devices = [x.device] if x.device.type == "cuda" else []
     with _unnoticed(model), torch.random.fork_rng(devices):
         if not isinstance(model, ConvergentNetwork):

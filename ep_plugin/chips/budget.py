@@ -47,9 +47,8 @@ def check_budget(
         []
     """
     limits = {"neurons": neurons, "synapses": synapses, "fan_in": fan_in, "bits": bits}
-    for name, limit in limits.items():
-        if limit is not None:
-            count(name, limit)
+    given = {name: None if limit is None else count(name, limit) for name, limit in limits.items()}
+    neurons, synapses, fan_in, bits = given.values()
     with torch.no_grad():
         system = model.system(x)
         found, known = _fan_in(model, system, x)

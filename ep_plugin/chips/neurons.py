@@ -10,7 +10,7 @@ from ep_plugin.dynamics.layer import Layer
 from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.validation import not_negative
+from ep_plugin.validation import not_negative, seed_number
 
 
 def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
@@ -57,26 +57,30 @@ def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0)
         model: changed in place.
         x: an input, `[B, ...]`, from which the number of neurons follows.
         std: of the factor's logarithm; 0 or more. 0.05 is five per cent.
-        seed: of the factors.
+        seed: of the factors, 0 or more.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: std is below 0, or thresholds are trained.
-        TypeError: std is not a number.
+        ValueError: std is below 0 or so large that a threshold would be 0 or infinite, the seed is out of its range,
+            or thresholds are trained.
+        TypeError: std is not a number, or the seed not a whole one.
 
     Example:
         >>> model = ep.chips.add_mismatch(ep.convert(net), x, 0.05)
     """
-    std = not_negative("std", std)
+    std, seed = not_negative("std", std), seed_number(seed)
     with torch.no_grad():
         shapes = model.system(x[:1] if not model.time_varying else x).shapes
     drawn = torch.Generator().manual_seed(seed)
     layers = [layer for layer in model.layers if isinstance(layer, Layer)]
     if trained := [l for l, layer in enumerate(layers) if isinstance(layer.threshold, nn.Parameter)]:
         raise ValueError(f"the thresholds of layer {trained[0]} are trained; mismatch is for thresholds that stay")
-    for layer, shape in zip(layers, shapes, strict=True):
-        factor = torch.randn(1, *shape, generator=drawn).mul_(std).exp_().to(layer.threshold)
-        layer.threshold = layer.threshold * factor
+    factors = [torch.randn(1, *shape, generator=drawn).mul_(std).exp_() for shape in shapes]
+    own = [layer.threshold * factor.to(layer.threshold) for layer, factor in zip(layers, factors, strict=True)]
+    if not all(bool(((t > 0) & t.isfinite()).all()) for t in own):
+        raise ValueError(f"std is {std:g}, with which some thresholds would be 0 or infinite; 0.05 is five per cent")
+    for layer, threshold in zip(layers, own, strict=True):
+        layer.threshold = threshold
     return model

@@ -31,9 +31,9 @@ class QuantizedWeight(nn.Module):
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
         self.bits = count("bits", bits)
-        if not 2 <= bits <= 16:
-            raise ValueError(f"bits is {bits}; expected 2 to 16")
-        self.levels = 2 ** (bits - 1) - 1
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"bits is {self.bits}; expected 2 to 16")
+        self.levels = 2 ** (self.bits - 1) - 1
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -66,6 +66,7 @@ def quantize_weights(net: nn.Module, bits: int = 8) -> nn.Module:
     Example:
         >>> model = ep.convert(ep.chips.quantize_weights(net, bits=8))
     """
+    QuantizedWeight(bits)  # its checks come before anything is changed
     for name, module in net.named_modules():
         if isinstance(module, WEIGHTED):
             if quantization(module) is not None:

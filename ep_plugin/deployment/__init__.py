@@ -93,7 +93,9 @@ def to_snntorch(
         # after it needs twice the threshold to fire.
         return snn.Leaky(beta=1.0, threshold=threshold, spike_grad=surrogate.Heaviside.apply)
 
-    return _written_out(model, num_steps, spikes, _shapes(model, feedback, input_shape), neuron, charged_by_hand=True)
+    return _written_out(
+        model, num_steps, spikes, _shapes(model, spikes, feedback, input_shape), neuron, charged_by_hand=True
+    )
 
 
 def to_norse(
@@ -143,13 +145,19 @@ def to_norse(
         p.method, p.alpha, p.reset_method = "super", 100.0 / _NORSE_LEAK, reset_subtract  # type: ignore[assignment]
         return norse.LIFBoxCell(p, dt)
 
-    return _written_out(model, num_steps, spikes, _shapes(model, feedback, input_shape), neuron, charged_by_hand=False)
+    return _written_out(
+        model, num_steps, spikes, _shapes(model, spikes, feedback, input_shape), neuron, charged_by_hand=False
+    )
 
 
-def _shapes(model: ConvergentNetwork, feedback: bool, given: Sequence[int] | None) -> Sequence[Sequence[int]] | None:
-    """Every layer's shape, where there is a feedback to be written out."""
+def _shapes(
+    model: ConvergentNetwork, spikes: bool, feedback: bool, given: Sequence[int] | None
+) -> Sequence[Sequence[int]] | None:
+    """Every layer's shape, where there is a feedback to be written out; after a look at what was given."""
     if not isinstance(model, ConvergentNetwork):
         raise TypeError(f"a {type(model).__name__} was given; expected a ConvergentNetwork, such as ep.convert(net)")
+    if not isinstance(spikes, bool):
+        raise TypeError(f"spikes is {spikes!r}; expected True or False")
     if not isinstance(feedback, bool):
         raise TypeError(f"feedback is {feedback!r}; expected True or False")
     if not feedback:
@@ -169,7 +177,7 @@ def _written_out(
     neuron: Neuron,
     charged_by_hand: bool,
 ) -> fx.GraphModule:
-    count("num_steps", num_steps)
+    num_steps = count("num_steps", num_steps)
     require_forward(model, shapes is not None)
     with torch.no_grad():
         loop = Loop(model, num_steps, spikes, shapes, neuron, charged_by_hand)

@@ -21,9 +21,9 @@ from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.relaxation import FreePhase, Graph, Observed, Point, Relaxation, default_steps, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
-from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
+from ep_plugin.estimators.force import NUDGINGS, Nudging, force_length, normalized, strengths, warn_unless_finite
 from ep_plugin.tensors import per_sample, rows
-from ep_plugin.validation import chosen, count, plain_numbers, positive
+from ep_plugin.validation import chosen, count, plain_numbers
 
 # A deviation that is so many times the force is no answer to it: the phase runs away.
 _RUNAWAY = 1e4
@@ -41,8 +41,8 @@ class EquilibriumPropagation:
     loss is scaled.
 
     Args:
-        beta: length of the force, in units of the state; above 0. The error of the gradient falls with beta squared
-            (symmetric) or beta (one-sided), and a small beta loses nothing. But a neuron that is beyond its bound
+        beta: length of the force, in units of the state, from 1e-30 to 1e30. The error of the gradient falls with
+            beta squared (symmetric) or beta (one-sided), and a small beta loses nothing. But a neuron that is beyond its bound
             only answers to a force that carries it back: where the last neuron is the output, a small beta leaves
             dead outputs dead (snnTorch's tutorial 5, 50 steps: the loss falls to .52 of its start with .01, to
             .32 with .1, to .16 with .3). A large beta pushes neurons over the kinks of their activation.
@@ -64,7 +64,7 @@ class EquilibriumPropagation:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        positive("beta", self.beta)
+        object.__setattr__(self, "beta", force_length(self.beta))
         if self.steps is not None:
             count("steps", self.steps)
         chosen("nudging", self.nudging, NUDGINGS)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ep_plugin.tensors import per_sample, rows
+from ep_plugin.validation import positive
 
 Nudging = Literal["symmetric", "positive", "negative", "random_sign"]
 
@@ -18,6 +19,26 @@ NUDGINGS: dict[str, tuple[float | None, float]] = {
     "symmetric": (1.0, -1.0),
 }
 """Name -> how strongly the two phases are nudged, in units of beta."""
+
+
+_LEAST = 1e-30
+
+
+def force_length(beta: float, least: float = _LEAST) -> float:
+    """beta as a float, where float32 holds it and what is multiplied and divided by it.
+
+    Args:
+        beta: as it was given.
+        least: of its values.
+
+    Raises:
+        ValueError: it is out of its range.
+        TypeError: it is no number.
+    """
+    beta = positive("beta", beta)
+    if not least <= beta <= 1 / _LEAST:
+        raise ValueError(f"beta is {beta:g}; expected a number from {least:g} to {1 / _LEAST:g}")
+    return beta
 
 
 def strengths(nudging: str, samples: int, like: Tensor) -> tuple[Tensor, Tensor]:

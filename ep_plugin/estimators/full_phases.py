@@ -10,10 +10,12 @@ from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.relaxation import FreePhase, Means, Observed, Relaxation, relax
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.estimator import attach
-from ep_plugin.estimators.force import NUDGINGS, Nudging, normalized, strengths, warn_unless_finite
+from ep_plugin.estimators.force import NUDGINGS, Nudging, force_length, normalized, strengths, warn_unless_finite
 from ep_plugin.profiling import section
 from ep_plugin.tensors import per_sample
-from ep_plugin.validation import chosen, count, plain_numbers, positive
+from ep_plugin.validation import chosen, count, plain_numbers
+
+_LEAST = 1e-6  # below it rounding hides what a nudge moves in whole states
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class FullPhaseEP:
     The paper's setting: `encoder="predictive_sigma_delta"` (or `"sigma_delta"`), average pooling, symmetric nudging.
 
     Args:
-        beta: length of the force, in units of the state; above 0. Errors of the gradient fall with beta squared
-            (symmetric) or beta (one-sided); noise falls as beta grows.
+        beta: length of the force, in units of the state, from 1e-6 to 1e30. Errors of the gradient fall with beta
+            squared (symmetric) or beta (one-sided); noise falls as beta grows.
         steps: number of steps of the nudged phases.
         nudging: "symmetric" contrasts +beta with -beta; "positive", "negative" and "random_sign" contrast one nudged
             phase with a continuation of the free phase, without a nudge and of the same length.
@@ -47,7 +49,7 @@ class FullPhaseEP:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        positive("beta", self.beta)
+        object.__setattr__(self, "beta", force_length(self.beta, _LEAST))
         count("steps", self.steps)
         chosen("nudging", self.nudging, NUDGINGS)
 

@@ -43,7 +43,7 @@ class ImplicitDifferentiation:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        positive("tolerance", self.tolerance)
+        object.__setattr__(self, "tolerance", positive("tolerance", self.tolerance))
         count("max_steps", self.max_steps)
 
     def solve(

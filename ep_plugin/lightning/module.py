@@ -46,7 +46,8 @@ class _Task(L.LightningModule):
         chosen("schedule", schedule, SCHEDULES)
         self.schedule = schedule
         self.population = spike_losses.populations(self.loss)
-        if population is not None and self.population not in (None, count("population", population)):
+        population = None if population is None else count("population", population)
+        if population is not None and self.population not in (None, population):
             raise ValueError(
                 f"population is {population}, and the loss sums populations of {self.population} classes; leave "
                 "population out, which is the loss's own"

@@ -21,9 +21,9 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
-from ep_plugin.models.parts import POOLS, Normalization, image_shape, neuron, normalization, require_size
+from ep_plugin.models.parts import POOLS, Normalization, dropout_of, image_shape, neuron, normalization, require_size
 from ep_plugin.models.weights import standardized
-from ep_plugin.validation import chosen, count
+from ep_plugin.validation import chosen, count, counts
 
 GAIN = 1.5
 
@@ -60,7 +60,7 @@ def vgg(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling, a number that is not above 0, or an image too small for the poolings.
+        ValueError: an unknown pooling, a number that is out of its range, or an image too small for the poolings.
         TypeError: a number has a wrong type.
 
     Example:
@@ -70,7 +70,7 @@ def vgg(
     inputs, height, width = image_shape(shape)
     pool = chosen("pooling", pooling, POOLS)
     layers = normalization(normalize, inputs)
-    for outputs, run in groupby(_numbers("channels", channels)):
+    for outputs, run in groupby(counts("channels", channels)):
         *others, last = run
         for _ in others:
             layers += [_convolution(inputs, outputs, gain), neuron(leak)]
@@ -78,7 +78,8 @@ def vgg(
         layers += [_convolution(inputs, last, gain), pool(2), neuron(leak)]
         inputs, height, width = last, height // 2, width // 2
     require_size("vgg", shape, height, width)
-    full = nn.Linear(inputs * height * width, count("hidden", hidden))
+    hidden = count("hidden", hidden)
+    full = nn.Linear(inputs * height * width, hidden)
     layers += [nn.Flatten(), standardized(full, gain), neuron(leak)]
     return nn.Sequential(*layers, *_readout(hidden, classes, dropout))
 
@@ -147,7 +148,7 @@ def residual(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling, a number that is not above 0, not as many channels as blocks, or an image too
+        ValueError: an unknown pooling, a number that is out of its range, not as many channels as blocks, or an image too
             small for the poolings.
         TypeError: a number has a wrong type.
 
@@ -156,7 +157,7 @@ def residual(
     """
     inputs, height, width = image_shape(shape)
     pool = chosen("pooling", pooling, POOLS)
-    stages, lengths = _numbers("channels", channels), _numbers("blocks", blocks)
+    stages, lengths = counts("channels", channels), counts("blocks", blocks)
     if len(stages) != len(lengths):
         raise ValueError(f"channels has {len(stages)} stages and blocks {len(lengths)}; expected a number of each")
     height, width = (n // 2 ** len(stages) for n in (height, width))
@@ -246,11 +247,4 @@ def _convolution(inputs: int, outputs: int, gain: float) -> nn.Conv2d:
 
 
 def _readout(inputs: int, classes: int, dropout: float) -> list[nn.Module]:
-    return [*([nn.Dropout(dropout)] if dropout else []), nn.Linear(inputs, count("classes", classes))]
-
-
-def _numbers(what: str, values: Sequence[int]) -> list[int]:
-    found = [count(f"a number of {what}", n) for n in values]
-    if not found:
-        raise ValueError(f"{what} is empty; expected a number for every one")
-    return found
+    return [*dropout_of(dropout), nn.Linear(inputs, count("classes", classes))]

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ep_plugin.initialization import initialize_
-from ep_plugin.models.parts import POOLS, Normalization, image_shape, neuron, normalization, require_size
+from ep_plugin.models.parts import POOLS, Normalization, dropout_of, image_shape, neuron, normalization, require_size
 from ep_plugin.models.weights import CenteredWeight
-from ep_plugin.validation import chosen
+from ep_plugin.validation import chosen, count, counts
 
 
 def _initialized(net: nn.Sequential, gain: float | None) -> nn.Sequential:
@@ -35,7 +35,7 @@ def convolutional_2c2fc(
         channels: of the two convolutions.
         hidden: neurons of the hidden layer.
         classes: outputs.
-        leak: `beta` of the `snn.Leaky` neurons.
+        leak: `beta` of the `snn.Leaky` neurons, in [0, 1].
         gain: of `initialize_`; None keeps PyTorch's initialization.
         dropout: share of the hidden layer's neurons that the readout does not see in training.
         pooling: "average" or "max".
@@ -48,7 +48,8 @@ def convolutional_2c2fc(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling, a standard deviation or gain that is not above 0, or an image too small.
+        ValueError: an unknown pooling, a number that is out of its range, or an image too small.
+        TypeError: a number is of a wrong type.
 
     Example:
         >>> net = ep.models.convolutional_2c2fc(pooling="max", gain=2.0)
@@ -56,7 +57,8 @@ def convolutional_2c2fc(
         torch.Size([2, 10])
     """
     inputs, *size = image_shape(shape)
-    first, second = channels
+    first, second = counts("channels", channels, 2)
+    hidden, classes = count("hidden", hidden), count("classes", classes)
     pool = chosen("pooling", pooling, POOLS)
     height, width = (((n - 4) // 2 - 4) // 2 for n in size)
     require_size("2C2FC", shape, height, width)
@@ -65,7 +67,7 @@ def convolutional_2c2fc(
         *(nn.Conv2d(inputs, first, 5), pool(2), neuron(leak)),
         *(nn.Conv2d(first, second, 5), pool(2), neuron(leak)),
         *(nn.Flatten(), nn.Linear(second * height * width, hidden), neuron(leak)),
-        *([nn.Dropout(dropout)] if dropout else []),
+        *dropout_of(dropout),
         nn.Linear(hidden, classes),
     )
     _initialized(net, gain)
@@ -83,7 +85,7 @@ def small_convolutional(
 
     Args:
         classes: outputs.
-        leak: `beta` of the `snn.Leaky` neurons.
+        leak: `beta` of the `snn.Leaky` neurons, in [0, 1].
         channels: of the convolution.
         hidden: neurons of the hidden layer.
         pooling: "average" or "max".
@@ -92,12 +94,14 @@ def small_convolutional(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling.
+        ValueError: an unknown pooling, or a number that is out of its range.
+        TypeError: a number has a wrong type.
 
     Example:
         >>> model = ep.convert(ep.models.small_convolutional(hidden=128))
     """
     pool = chosen("pooling", pooling, POOLS)
+    classes, channels, hidden = count("classes", classes), count("channels", channels), count("hidden", hidden)
     return nn.Sequential(
         *(nn.Conv2d(1, channels, 3), pool(2), neuron(leak)),
         *(nn.Flatten(), nn.Linear(channels * 3 * 3, hidden), neuron(leak)),
@@ -127,14 +131,16 @@ def perceptron(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: the gain is not above 0.
+        ValueError: a number is out of its range.
+        TypeError: a number has a wrong type.
 
     Example:
         >>> model = ep.convert(ep.models.perceptron(inputs=64, hidden=100))
     """
+    inputs, hidden, classes = count("inputs", inputs), count("hidden", hidden), count("classes", classes)
     net = nn.Sequential(
         *(nn.Flatten(), nn.Linear(inputs, hidden), neuron(leak)),
-        *([nn.Dropout(dropout)] if dropout else []),
+        *dropout_of(dropout),
         nn.Linear(hidden, classes),
     )
     return _initialized(net, gain)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ep_plugin.validation import positive
+from ep_plugin.validation import count, positive
 
 Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
 
@@ -58,7 +58,7 @@ class StandardizedWeight(nn.Module):
 
     def __init__(self, outputs: int, gain: float = 1.0, epsilon: float = 1e-6) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.full((outputs,), positive("gain", gain)))
+        self.gain = nn.Parameter(torch.full((count("outputs", outputs),), positive("gain", gain)))
         self.epsilon = positive("epsilon", epsilon)
 
     def extra_repr(self) -> str:

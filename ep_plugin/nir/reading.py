@@ -107,7 +107,7 @@ def as_module(source: Source, dt: float | None = None, output: str | None = None
 
 def _read(source: Source, dt: float | None, output: str | None) -> tuple[Circuit, fx.GraphModule]:
     if dt is not None:
-        positive("dt", dt)
+        dt = positive("dt", dt)
     flat, start, end = flattened(_graph(source), output)
     circuit = unrolled(flat, start)
     return circuit, _net(circuit, flat, start, end, dt)

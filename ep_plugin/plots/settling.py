@@ -49,7 +49,7 @@ def energy(
     """
     from copy import deepcopy
 
-    count("steps", steps)
+    steps = count("steps", steps)
     exact, x = deepcopy(model).double(), x.double()
     graded = exact.variant(encoder="graded", relaxation=Relaxation(max(100, 4 * steps)))
     told = {"as it is": exact} if encoders is None else {str(e): exact.variant(encoder=e) for e in encoders}

@@ -13,7 +13,7 @@ class DigitsDataModule(ImageDataModule):
     Args:
         batch_size: images per batch, 1 or more.
         train_samples: use only the first `train_samples` of the shuffled training images.
-        seed: of the shuffles, whose order depends only on seed and epoch, and of the augmentation.
+        seed: of the shuffles, whose order depends only on seed and epoch, and of the augmentation; 0 or more.
         validation: share of the training images that is held out, in (0, 1), chosen by `seed`; "split": the same
             tenth of them for every seed, by which numbers of epochs can be chosen; or "test": train on all of them
             and measure the error of the test images after every epoch. With "test", choose nothing by this error.
@@ -26,7 +26,7 @@ class DigitsDataModule(ImageDataModule):
             help if the augmentation takes as long as a training step, as it does on a GPU.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range. In `setup`: there are fewer training images than are asked for.
         TypeError: a number has a wrong type.
 
     Example:

@@ -1,7 +1,7 @@
 """Images in folders, a folder a class."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ep_plugin import files
 from ep_plugin.lightning.data.images import Augmentation, ImageDataModule, Images
 from ep_plugin.progress import track
-from ep_plugin.validation import count
+from ep_plugin.validation import count, counts, number
 
 _MODES = {1: "L", 3: "RGB"}
 _ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -70,9 +70,9 @@ class ImageFolderDataModule(ImageDataModule):
         self.data_dir = Path(data_dir)
         self.cache = self.data_dir if cache is None else Path(cache)
         self.size = _height_and_width(size)
-        if count("channels", channels) not in _MODES:
+        self.channels = count("channels", channels)
+        if self.channels not in _MODES:
             raise ValueError(f"channels is {channels}; expected 1 (grey) or 3 (colours)")
-        self.channels = channels
         self.classes = _classes(self.data_dir / "train")
         if (others := _classes(self.data_dir / "test")) != self.classes:
             differing = ", ".join(sorted(set(others) ^ set(self.classes)))
@@ -108,11 +108,14 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    size = number(size)
+    if not isinstance(size, Iterable):
+        side = count("size", size)
+        return side, side
+    sizes = counts("size", size)
     if len(sizes) != 2:
         raise ValueError(f"size is {size}; expected one number, or height and width")
-    height, width = (count("size", n) for n in sizes)
-    return height, width
+    return sizes[0], sizes[1]
 
 
 def _classes(folder: Path) -> list[str]:

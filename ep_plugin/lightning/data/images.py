@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ep_plugin.lightning.data.order import EpochOrder, Place, ResumableLoader, drawn_from
-from ep_plugin.validation import count, finite_number
+from ep_plugin.validation import count, finite_number, seed_number
 
 Images = tuple[Tensor, Tensor]
 WORDS = ("split", "test")
@@ -59,6 +59,14 @@ def time_first(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     """A batch `[T, B, ...]` and its classes, of samples over time."""
     frames, classes = zip(*samples, strict=True)
     return torch.stack(frames, 1), torch.stack(classes)
+
+
+def _validation(given: float | str) -> float | str:
+    if isinstance(given, str) and given in WORDS:
+        return given
+    if isinstance(given, str) or not 0 < (found := finite_number("validation", given)) < 1:
+        raise ValueError(f'validation is {given!r}; expected a share in (0, 1), "split" or "test"')
+    return found
 
 
 def _own() -> torch.Generator:
@@ -109,12 +117,8 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.batch_size = count("batch_size", batch_size)
         self.train_samples = None if train_samples is None else count("train_samples", train_samples)
-        self.seed = seed
-        if validation not in WORDS and (
-            isinstance(validation, str) or not 0 < finite_number("validation", validation) < 1
-        ):
-            raise ValueError(f'validation is {validation!r}; expected a share in (0, 1), "split" or "test"')
-        self.validation, self.augmentation = validation, augmentation
+        self.seed = seed_number(seed)
+        self.validation, self.augmentation = _validation(validation), augmentation
         self.rate_coded = None if rate_coded is None else count("rate_coded", rate_coded)
         self.num_workers = count("num_workers", num_workers, least=0)
         self._sets: dict[str, ImageSet] = {}
@@ -142,8 +146,7 @@ class ImageDataModule(L.LightningDataModule):
             return
         stored, stored_test = self.stored()
         number = len(stored[0])
-        share = {"test": 0.0, "split": 0.1}.get(str(self.validation), self.validation)
-        assert isinstance(share, float)
+        share = {"test": 0.0, "split": 0.1}[self.validation] if isinstance(self.validation, str) else self.validation
         seed = 0 if self.validation == "split" else self.seed
         order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
         kept = number - int(share * number)
@@ -151,6 +154,16 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(
                 f"validation is {self.validation!r}, which of {number} training images is none; expected a larger "
                 'share, or "test"'
+            )
+        if kept < min(number, 2):
+            raise ValueError(
+                f"validation is {self.validation!r}, which leaves {kept} of {number} training images to train on; "
+                "expected a smaller share"
+            )
+        if self.train_samples is not None and self.train_samples > kept:
+            raise ValueError(
+                f"train_samples is {self.train_samples}; expected {kept} or fewer: of {number} training images "
+                f"{number - kept} are held out by validation={self.validation!r}"
             )
         train, held_out = order[:kept][: self.train_samples], order[kept:]
         test = self.part(stored_test, torch.arange(len(stored_test[0])), training=False)
