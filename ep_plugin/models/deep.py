@@ -232,7 +232,7 @@ def compact_residual(
     """
     inputs, height, width = image_shape(shape)
     pool = chosen("pooling", pooling, POOLS)
-    stages = _numbers("channels", channels)
+    stages = counts("channels", channels)
     height, width = (n // 2 ** len(stages) for n in (height, width))
     require_size("compact_residual", shape, height, width)
     layers = normalization(normalize, inputs)
