@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 import ep_plugin as ep
 from ep_plugin import trained
 from ep_plugin.cli import app
+from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.models import convolutional_2c2fc
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -199,6 +202,74 @@ def test_configurations(settings, fault):
     change, message = SETTINGS[fault]
     line = said(*fit(change(settings)))
     assert message in line
+    assert not Path("owned").exists()
+
+
+CALLS = ("builtins.eval", "builtins.exec", "os.system", "subprocess.run", "subprocess.Popen", "functools.partial")
+CALLS += ("ep_plugin.loading.load_net", "torch.hub.load", "torch.load", "theirs.plain", "theirs.Plain", "nowhere.net")
+THEIRS = """
+from __future__ import annotations
+import torch
+from torch import nn
+def net(hidden: int = 3) -> nn.Sequential: ...
+def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor: ...
+class Noise:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+class Shrinking:
+    def start(self, like, layer): ...
+    def encode(self, signal, state, time, maximum): ...
+    def for_deviations(self): ...
+def plain(x): ...
+class Plain:
+    def __call__(self, x): ...
+"""
+ALLOWED = ("theirs.net", "theirs.loss", "theirs.Noise", "theirs.Shrinking", "ep_plugin.convert", "ep_plugin.Relaxation")
+ALLOWED += ("ep_plugin.models.perceptron", "ep_plugin.BackpropThroughTime", "torch.nn.CrossEntropyLoss")
+ALLOWED += ("torch.nn.functional.gelu", "torch.optim.SGD", "torch.optim.lr_scheduler.StepLR", "snntorch.Leaky")
+ALLOWED += (
+    "snntorch.functional.mse_count_loss",
+    "torchvision.transforms.v2.Compose",
+    "torchvision.transforms.ToTensor",
+)
+ALLOWED += ("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.loggers.CSVLogger")
+ALLOWED += ("lightning.pytorch.strategies.DDPStrategy", "lightning.pytorch.plugins.MixedPrecision")
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("theirs", None)
+
+
+def test_what_a_configuration_may_name(theirs):
+    for name in ALLOWED:
+        require_allowed({"model": {"init_args": {"loss": [{"class_path": name}]}}})
+    for name in CALLS:
+        with pytest.raises(ValueError, match=f"model.loss names {name}, which a configuration may not"):
+            require_allowed({"model": {"init_args": {"loss": [{"class_path": name}]}}})
+    require_allowed({"loss": torch.nn.functional.gelu, "activation": ep.Activation(torch.relu)})
+    for found in (os.system, exit, subprocess.Popen):  # which the parser has found by its name alone
+        with pytest.raises(ValueError, match=r"^loss names "):
+            require_allowed({"loss": found})
+
+
+PLACES = {
+    "augmentation": "data/init_args/augmentation",
+    "loss": "model/init_args/loss",
+    "optimizer": "model/init_args/optimizer",
+    "activation": "model/init_args/model/init_args/activation",
+    "example input": "model/init_args/model/init_args/example_input",
+    "net": NET,
+    "callbacks": "trainer/callbacks",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_configuration_runs_a_command(settings, place):
+    command = {"class_path": "os.system", "init_args": {"command": "touch owned"}}
+    assert "os.system" in said(*fit(changed(PLACES[place], command)(settings)))
     assert not Path("owned").exists()
 
 

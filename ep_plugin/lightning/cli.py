@@ -17,6 +17,7 @@ import ep_plugin
 from ep_plugin.conversion import ConversionWarning
 from ep_plugin.files import CannotWrite, origin, require_writable, whole
 from ep_plugin.lightning import checkpoint_files, csv_files
+from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.stopping import Stopping
@@ -38,6 +39,14 @@ class _Parser(LightningArgumentParser):
 
 
 class _CommandLine(LightningCLI):
+    def __init__(self, subcommand: str, **options: Any) -> None:
+        self._asked_for = subcommand
+        super().__init__(L.LightningModule, L.LightningDataModule, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that was asked for: the parsers of the others would take as long to make as all the rest."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self._asked_for}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         parser.__class__ = _Parser  # Lightning makes no room for another class
@@ -62,6 +71,7 @@ class _CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
+            require_allowed(self.config.get(str(self.subcommand), self.config))
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             _stop(_reason(error))
@@ -125,7 +135,6 @@ class _CommandLine(LightningCLI):
             print(ending(self.trainer, self._given))
 
 
-_COMMANDS = ("fit", "validate", "test")
 _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
 
 
@@ -204,12 +213,11 @@ def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
         warnings.filterwarnings("ignore", category=ConversionWarning)
         try:
             return _CommandLine(
-                L.LightningModule,
-                L.LightningDataModule,
+                arguments[0] if run else "",
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error
-                parser_kwargs=dict.fromkeys(_COMMANDS, header) if run else header,
+                parser_kwargs={arguments[0]: header} if run else header,
                 args=list(arguments),
                 run=run,
             )
