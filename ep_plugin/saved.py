@@ -1,5 +1,6 @@
 """Files that PyTorch has saved, read without running anything that is in them."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def read(path: Path, what: str) -> Any:
     if damaged is not None:
         raise ValueError(f"the {what} {path} is damaged: the checksum of {damaged} is another; take another")
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a foreign file is
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever the bytes lead to; nothing of it is run
         raise ValueError(
             f"the {what} {path} cannot be read: it holds something beside tensors, numbers and strings, or was not "

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import ep_plugin as ep
 from ep_plugin import trained
 from ep_plugin.cli import app
+from ep_plugin.lightning import checkpoints
 from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.models import convolutional_2c2fc
 
@@ -156,6 +157,13 @@ def changed(path, value):
     return change
 
 
+def bomb():
+    """A few lines, each of which names the one before ten times."""
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 9))]
+    return "\n".join([*lines, "model: *a8"])
+
+
+LINEAR = {"in_features": 2, "out_features": 2}
 NET = "model/init_args/model/init_args/net"
 SETTINGS = {
     "unknown key": (changed("nonsense", 3), "does not accept option 'nonsense'"),
@@ -190,6 +198,23 @@ SETTINGS = {
     "control characters": (lambda _: "\x00\x01", "control characters"),
     "half of it": (lambda _: "model: [\n", "did not find expected node content"),
     "tabs": (lambda _: "model:\n\t- x\n", "cannot start any token"),
+    "a key twice": (
+        lambda settings: "seed_everything: 1\n" + yaml.safe_dump(settings),
+        "'seed_everything' a second time",
+    ),
+    "itself": (lambda _: "model: &m\n  x: *m\n", "line 1 contains itself"),
+    "a billion values": (lambda _: bomb(), "it has more than 100,000 values"),
+    "no accumulation": (changed("trainer/accumulate_grad_batches", 0), "trainer.accumulate_grad_batches is 0"),
+    "clipping": (changed("trainer/gradient_clip_val", -1.0), "trainer.gradient_clip_val is -1.0"),
+    "three classes": (
+        changed("model/init_args/model/init_args/net/init_args/classes", 3),
+        "the loss does not fit the output and the targets: Target ",
+    ),
+    "augmentation": (
+        changed("data/init_args/augmentation", {"class_path": "torch.nn.Linear", "init_args": LINEAR}),
+        "the augmentation does not fit the images: mat1 and mat2 shapes cannot be multiplied",
+    ),
+    "best": (changed("ckpt_path", "best"), 'ckpt_path="best")` is set but `ModelCheckpoint` is not configured'),
     "a command": (
         lambda settings: yaml.safe_dump(settings) + "extra: !!python/object/apply:os.system ['touch owned']\n",
         "could not determine a constructor",
@@ -369,6 +394,76 @@ def test_checkpoints(settings, whole, fault):
     assert "bad.ckpt" in line
     assert message in line
     assert not Path("owned").exists()
+
+
+def test_checkpoint_of_more_epochs(settings, whole):
+    Path("done.ckpt").write_bytes(whole)
+    line = said(*fit(settings, "--ckpt_path", "done.ckpt", "--trainer.max_epochs", "0"))
+    assert "done.ckpt has 1 epoch, and the training is to end after 0; give --trainer.max_epochs above 1" in line
+
+
+def test_checkpoint_that_lightning_cannot_restore(settings, whole):
+    checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+    Path("old.ckpt").write_bytes(saved({**checkpoint, "pytorch-lightning_version": "0.0.1"}))
+    line = said(*fit(settings, "--ckpt_path", "old.ckpt", "--trainer.max_epochs", "2"))
+    assert "the checkpoint old.ckpt cannot be restored: KeyError" in line
+
+
+OF_OTHER_KINDS = {
+    "version": ({"pytorch-lightning_version": "rubbish"}, "its pytorch-lightning_version is 'rubbish'"),
+    "epoch": ({"epoch": -5}, "its epoch is -5"),
+    "step": ({"global_step": 10**30}, "its global_step is 1000"),
+    "steps": ({"ep_plugin": {"steps": "y"}}, "the steps of its network is 'y'"),
+    "encoder": ({"ep_plugin": {"encoder": 3}}, "the encoder of its network is 3"),
+    "feedback": ({"ep_plugin": {"feedback": ["x"]}}, "the feedback of its network is ['x']"),
+}
+PARTS = (
+    "epoch",
+    "state_dict",
+    "loops",
+    "callbacks",
+    "optimizer_states",
+    "lr_schedulers",
+    "hyper_parameters",
+    "ep_plugin",
+)
+OF_OTHER_KINDS |= {name: ({name: "rubbish"}, f"its {name} is of the type str") for name in PARTS}
+
+
+@pytest.mark.parametrize("fault", OF_OTHER_KINDS)
+def test_parts_of_checkpoints(tmp_path, whole, fault):
+    change, message = OF_OTHER_KINDS[fault]
+    (tmp_path / "bad.ckpt").write_bytes(saved(torch.load(io.BytesIO(whole), weights_only=True) | change))
+    with pytest.raises(ValueError, match=r"bad\.ckpt is damaged, or is not Lightning's: ") as error:
+        checkpoints.read(tmp_path / "bad.ckpt")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["complex", "int", "sparse", "meta"])
+def test_weights_of_other_kinds(tmp_path, whole, kind):
+    def other(value):
+        made = {"complex": value.to(torch.complex64), "int": value.long(), "meta": value.to("meta")}
+        return value.to_sparse() if kind == "sparse" else made[kind]
+
+    checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+    state = {name: other(value) for name, value in checkpoint["state_dict"].items()}
+    (tmp_path / "bad.ckpt").write_bytes(saved(checkpoint | {"state_dict": state}))
+    task = ep.EPLightningModule(ep.convert(ep.models.perceptron(hidden=8)))
+    with pytest.raises(
+        ValueError, match=f"bad.ckpt is of another model: .* is of the type {kind} there and float here"
+    ):
+        checkpoints.require_fitting(tmp_path / "bad.ckpt", task)
+
+
+def test_errors_of_a_users_own_code_keep_their_traceback(settings, tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text("def loss(*_): raise IndexError('mine')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import faulty
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", faulty.loss)
+    result = CliRunner().invoke(app, fit(settings))
+    sys.modules.pop("faulty")
+    assert isinstance(result.exception, IndexError)
 
 
 def test_whole_checkpoint_goes_on(settings, whole):

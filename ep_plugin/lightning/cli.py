@@ -16,14 +16,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import ep_plugin
 from ep_plugin.conversion import ConversionWarning
 from ep_plugin.files import CannotWrite, origin, require_writable, whole
-from ep_plugin.lightning import checkpoint_files, csv_files
+from ep_plugin.lightning import checkpoint_files, csv_files, plain_yaml
 from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
+from ep_plugin.lightning.faults import explained
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
 from ep_plugin.signals import Terminated
+from ep_plugin.validation import count, not_negative
 
 
 class _Parser(LightningArgumentParser):
@@ -73,6 +75,7 @@ class _CommandLine(LightningCLI):
         try:
             require_allowed(self.config.get(str(self.subcommand), self.config))
             super().instantiate_classes()
+            _require_sensible(self.trainer)
         except (ValueError, TypeError, MisconfigurationException) as error:
             _stop(_reason(error))
 
@@ -90,9 +93,10 @@ class _CommandLine(LightningCLI):
             _stop(f"seed_everything: {error}")
 
     def _run_subcommand(self, subcommand: str) -> None:
+        path = self._checkpoint(self.config)
         try:
-            if path := self._checkpoint(self.config):
-                require_fitting(path, self.model)
+            if path:
+                require_fitting(path, self.model, self.trainer.max_epochs if subcommand == "fit" else None)
             if not any(getattr(keeper, "monitor", None) for keeper in self.trainer.checkpoint_callbacks):
                 # What is not taken over is which checkpoint was the best, and none is looked for.
                 warnings.filterwarnings("ignore", message="The dirpath has changed from")
@@ -109,14 +113,19 @@ class _CommandLine(LightningCLI):
             raise
         except CannotWrite as error:
             _stop(error)
-        except (ValueError, TypeError, FloatingPointError) as error:
-            if not _ours(error):
-                raise  # of the user's own code, which its traceback finds
-            _stop(error)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            _stop(too_large(getattr(self.datamodule, "batch_size", None), "--data.init_args.batch_size"))
+        except Exception as error:
+            if is_out_of_memory(error):
+                _stop(too_large(getattr(self.datamodule, "batch_size", None), "--data.init_args.batch_size"))
+            if isinstance(error, (ValueError, TypeError, FloatingPointError)) and _ours(error):
+                _stop(error)
+            if line := explained(error, path):
+                _stop(line)
+            raise  # of the user's own code, which its traceback finds
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """A checkpoint that the trainer finds by itself runs nothing either, whatever the configuration says."""
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        return options | ({"weights_only": True} if "weights_only" in options else {})
 
     def fit(self, **options: Any) -> None:
         """The trainer's, which ends with a line that tells how to go on."""
@@ -141,6 +150,16 @@ _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a check
 def _stop(why: object) -> NoReturn:
     print(f"ep-plugin: {why}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _require_sensible(trainer: L.Trainer) -> None:
+    """What Lightning does not look at, and divides by or turns the gradient around with."""
+    count("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches)
+    count("trainer.log_every_n_steps", trainer.log_every_n_steps, least=0)  # type: ignore[attr-defined]
+    if trainer.check_val_every_n_epoch is not None:
+        count("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
+    if trainer.gradient_clip_val is not None:
+        not_negative("trainer.gradient_clip_val", trainer.gradient_clip_val)
 
 
 def _interrupted(by: KeyboardInterrupt) -> NoReturn:
@@ -206,7 +225,8 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
 
 def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
     """The model, the data and the trainer that the arguments describe; `run` starts the subcommand too."""
-    header = {"dump_header": [f"{what}: {value}" for what, value in origin().items()]}  # of the copy beside the logs
+    header = [f"{what}: {value}" for what, value in origin().items()]  # of the copy beside the logs
+    options = {"dump_header": header, "parser_mode": plain_yaml.MODE}
     with warnings.catch_warnings():
         # The arguments are the command line's own, handed on; and a configuration says what is converted.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -217,7 +237,7 @@ def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error
-                parser_kwargs={arguments[0]: header} if run else header,
+                parser_kwargs=options | ({arguments[0]: options} if run else {}),
                 args=list(arguments),
                 run=run,
             )

@@ -1,0 +1,37 @@
+"""What an error of a run is due to: a checkpoint, settings that do not fit together, or code."""
+
+import sys
+import traceback
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+_KNOWN = {"ep_plugin", "lightning", "norse", "packaging", "snntorch", "torch", "torchvision", *sys.stdlib_module_names}
+_RESTORING = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "ep_plugin.lightning.resuming")
+_DO_NOT_FIT = {  # by the function that calls what a configuration has named
+    "loss_of": "the loss does not fit the output and the targets",
+    "__getitems__": "the augmentation does not fit the images",
+}
+
+
+def explained(error: BaseException, checkpoint: Path | None) -> str | None:
+    """A line for an error that a checkpoint or the settings have led to.
+
+    Args:
+        error: as it was caught, with its traceback.
+        checkpoint: the file that the run goes on from, if one was given.
+
+    Returns:
+        None if a user's own code takes part in it, or nothing is known of it: then the traceback tells more.
+    """
+    called = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
+    if any(module.partition(".")[0] not in _KNOWN for module, _ in called):
+        return None
+    said = " ".join(str(error).split())[:400] or type(error).__name__
+    if any(module in _RESTORING for module, _ in called):
+        said = f"{type(error).__name__} {said}" if isinstance(error, LookupError) else said
+        return said if checkpoint is None else f"the checkpoint {checkpoint} cannot be restored: {said}"
+    if isinstance(error, MisconfigurationException):
+        return said
+    why = next((_DO_NOT_FIT[name] for _, name in reversed(called) if name in _DO_NOT_FIT), None)
+    return None if why is None else f"{why}: {said}"
