@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin import cli_compare, cli_count
+from ep_plugin.cli_group import Commands
 from ep_plugin.progress import track, working
 from ep_plugin.quiet import without_foreign_notes
-from ep_plugin.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ep-plugin",
+    cls=Commands,
     help="Equilibrium propagation for spiking networks of snnTorch and Norse.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,7 +38,6 @@ app = typer.Typer(
 def commands(context: typer.Context) -> None:
     """Equilibrium propagation for spiking networks of snnTorch and Norse."""
     context.with_resource(without_foreign_notes())
-    context.with_resource(terminated_as_interrupted())
 
 
 app.command()(cli_compare.compare)

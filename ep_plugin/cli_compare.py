@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin.progress import working
-from ep_plugin.signals import Terminated
+from ep_plugin.signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def compare(
         except (ValueError, RuntimeError) as error:
             failed, said = 1 if isinstance(error, RuntimeError) else 2, str(error)
         except KeyboardInterrupt as error:
-            failed, said = 143 if isinstance(error, Terminated) else 130, "interrupted"
+            failed, said = exit_code(error), "interrupted"
 
     if rows := _comparison_rows(comparison.results):
         console.print(_table(rows))

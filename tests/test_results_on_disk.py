@@ -1,5 +1,7 @@
 """What the commands write is written whole or not at all, apart from other runs, and tells where it is from."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 from ep_plugin import files
 from ep_plugin.cli import app
 from ep_plugin.lightning import csv_files
+from ep_plugin.signals import terminated_as_interrupted
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits files, sends signals")
 
@@ -152,22 +155,80 @@ with terminated_as_interrupted(), whole(Path("table.csv")) as part:
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_command_that_writes_nothing_is_interrupted_in_a_line(tmp_path, sent):
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_writes_nothing_is_interrupted_in_a_line(tmp_path, sent, code):
     (tmp_path / "mine.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
 
-    def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def heed_signals() -> None:  # a shell's background jobs inherit that they are ignored
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
 
-    process = start(["-m", "ep_plugin.cli", "check", "mine:net"], tmp_path, preexec_fn=heed_interrupts)
+    process = start(["-m", "ep_plugin.cli", "check", "mine:net"], tmp_path, preexec_fn=heed_signals)
     while not (tmp_path / "begun").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)
-    assert process.returncode not in (0, None)
-    assert "Traceback" not in out + err
-    assert len(err.split("\n")) <= 3
+    assert (process.returncode, out, err) == (code, "", "ep-plugin: interrupted\n")
+
+
+COMMANDS = ["check x", "count x", "evaluate x", "profile", "compare", "fit", "validate", "test"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
+def test_every_command_says_that_it_is_interrupted(command, monkeypatch):
+    """While it loads as later."""
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        before = signal.signal(sent, signal.default_int_handler if sent == signal.SIGINT else signal.SIG_DFL)
+        try:
+            for module in ("cli", "cli_count", "cli_compare"):
+                monkeypatch.setattr(f"ep_plugin.{module}.working", lambda _, sent=sent: signal.raise_signal(sent))
+            done = CliRunner().invoke(app, command.split())
+        finally:
+            signal.signal(sent, before)
+        assert (done.exit_code, done.stdout, done.stderr) == (code, "", "ep-plugin: interrupted\n")
+
+
+def test_signals_that_are_ignored_stay_so():
+    """As `nohup` asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminated_as_interrupted():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Full(io.StringIO):
+    """What cannot be written."""
+
+    number = errno.ENOSPC
+
+    def flush(self):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+class Closed(Full):
+    """Whose reader has gone."""
+
+    number = errno.EPIPE
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"), [(Full, 2, "cannot write the output: No space left"), (Closed, 1, "")]
+)
+@pytest.mark.parametrize("command", [["--help"], ["count", "mine:net", "--shape", "1,8,8"]], ids=["help", "count"])
+def test_output_that_cannot_be_written(command, output, code, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "stdout", output())
+    with pytest.raises(SystemExit) as end:
+        app(command)
+    sys.modules.pop("mine", None)
+    assert end.value.code == code
+    assert capsys.readouterr().err == (f"ep-plugin: {said} on device\n" if said else "")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -181,7 +242,7 @@ def test_a_test_that_is_interrupted_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("ep_plugin.lightning.module.EPLightningModule.test_step", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     done = CliRunner().invoke(app, ["test", *SHORT])
-    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "ep-plugin: interrupted")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (143, "ep-plugin: interrupted")
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -4,6 +4,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,6 @@ from ep_plugin.lightning.faults import explained
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
-from ep_plugin.signals import Terminated
 from ep_plugin.validation import count, not_negative
 
 
@@ -105,11 +105,9 @@ class _CommandLine(LightningCLI):
             csv_files.write_whole(self.trainer)
             checkpoint_files.write_whole(self.trainer)
             super()._run_subcommand(subcommand)
-        except KeyboardInterrupt as error:
-            _interrupted(error)
         except SystemExit as end:
             if end.code == 1 and isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1
-                _interrupted(end.__context__)
+                raise end.__context__ from None
             raise
         except CannotWrite as error:
             _stop(error)
@@ -138,7 +136,8 @@ class _CommandLine(LightningCLI):
             if stopping.signal is None:
                 raise
             if self.trainer.is_global_zero:
-                print(stopped(self.trainer, self._given, stopping.checkpoint), file=sys.stderr)
+                with suppress(OSError):  # the terminal may have been closed
+                    print(stopped(self.trainer, self._given, stopping.checkpoint), file=sys.stderr)
             raise SystemExit(128 + stopping.signal) from None
         if self.trainer.is_global_zero:
             print(ending(self.trainer, self._given))
@@ -160,11 +159,6 @@ def _require_sensible(trainer: L.Trainer) -> None:
         count("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
     if trainer.gradient_clip_val is not None:
         not_negative("trainer.gradient_clip_val", trainer.gradient_clip_val)
-
-
-def _interrupted(by: KeyboardInterrupt) -> NoReturn:
-    print("ep-plugin: interrupted", file=sys.stderr)
-    raise SystemExit(143 if isinstance(by, Terminated) else 130)
 
 
 def _places(trainer: L.Trainer) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A training that is told to stop by Ctrl-C or SIGTERM keeps the batches that it has done."""
+"""A training that is told to stop by Ctrl-C, SIGTERM or SIGHUP keeps the batches that it has done."""
 
 import signal
 import threading
@@ -9,6 +9,8 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+
+from ep_plugin.signals import STOPPING
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,14 +59,14 @@ class Stopping(L.Callback):
 
     @contextmanager
     def listening(self, trainer: L.Trainer) -> Iterator[None]:
-        """In which Ctrl-C and SIGTERM are heard, unless they were to be ignored."""
+        """In which Ctrl-C, SIGTERM and SIGHUP are heard, unless they were to be ignored."""
 
         def hear(number: int, _: FrameType | None) -> None:
             self._heard(trainer, number)
 
         before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *STOPPING):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, hear)
         try:

@@ -244,12 +244,13 @@ def test_the_ending_of_a_module_that_logs_under_other_names(tmp_path):
 def begun(arguments, where, file):
     """A `fit` that trains: it has written the file."""
 
-    def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def heed_signals() -> None:  # a shell's background jobs inherit that they are ignored
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
 
     command = [sys.executable, "-m", "ep_plugin.cli", "fit", "--config", DIGITS, *SHORT, *arguments]
     process = subprocess.Popen(
-        command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     )
     while not list(where.glob(file)):
         assert process.poll() is None, process.communicate()
@@ -263,6 +264,7 @@ def begun(arguments, where, file):
     [
         pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, id="SIGHUP", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, sent, code):
