@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ep_plugin import cli_compare, cli_count
-from ep_plugin.cli_group import Commands
+from ep_plugin.cli_group import Commands, at_least
 from ep_plugin.progress import track, working
 from ep_plugin.quiet import without_foreign_notes
 
@@ -46,7 +46,7 @@ app.command()(cli_compare.compare)
 @app.command()
 def profile(
     model: Annotated[str, typer.Option(help="2c2fc, perceptron or digits.")] = "2c2fc",
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Images per step.")] = 64,
     encoder: Annotated[
         str,
         typer.Option(
@@ -61,7 +61,7 @@ def profile(
         ),
     ] = "ep",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute products in bfloat16, by autocast.")] = False,
-    repeats: Annotated[int, typer.Option(help="Number of training steps to time.")] = 10,
+    repeats: Annotated[int, typer.Option(callback=at_least(1), help="Number of training steps to time.")] = 10,
 ) -> None:
     """Show how long each phase and layer of a training step takes.
 
@@ -136,8 +136,10 @@ def check(
     data_dir: Annotated[
         Path, typer.Option(help="Directory of mnist or fashion-mnist, as torchvision keeps it.")
     ] = Path("data"),
-    batch_size: Annotated[int, typer.Option(help="Number of inputs in the batch.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs, their classes and the net's random numbers.")] = 0,
+    batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Number of inputs in the batch.")] = 32,
+    seed: Annotated[
+        int, typer.Option(callback=at_least(0), help="Seed of the inputs, their classes and the net's random numbers.")
+    ] = 0,
 ) -> None:
     """Check your own model: does it convert, settle, fire, use all of its input, and learn by the right gradient?
 
@@ -226,7 +228,7 @@ def evaluate(
         str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc, either also with -max, or mnist-vgg.")
     ],
     data_dir: Annotated[Path, typer.Option(help="Directory of the images, as torchvision keeps it.")] = Path("data"),
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 250,
+    batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Images per step.")] = 250,
 ) -> None:
     """Measure the test error of a trained network that the package contains."""
     with working("Loading"):

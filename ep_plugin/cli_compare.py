@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ep_plugin.cli_group import at_least
 from ep_plugin.progress import working
 from ep_plugin.signals import exit_code
 
@@ -21,10 +22,10 @@ def compare(
     data_dir: Annotated[
         Path, typer.Option(help="Directory of mnist or fashion-mnist, as torchvision keeps it.")
     ] = Path("data"),
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    epochs: Annotated[int, typer.Option(callback=at_least(1), help="Passes over the training images.")] = 15,
+    batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Images per step.")] = 32,
     train_samples: Annotated[
-        int | None, typer.Option(help="Use only the first N training images.", show_default="all")
+        int | None, typer.Option(callback=at_least(1), help="Use only the first N training images.", show_default="all")
     ] = None,
     encoder: Annotated[
         str,
@@ -32,8 +33,13 @@ def compare(
             help="What EP's neurons send: adaptive_delta, predictive_sigma_delta, sigma_delta, bernoulli or graded."
         ),
     ] = "adaptive_delta",
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the order of the images.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Number of seeds to train, from seed on; shows mean and deviation.")] = 1,
+    seed: Annotated[
+        int, typer.Option(callback=at_least(0), help="Seed of the weights and the order of the images.")
+    ] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(callback=at_least(1), help="Number of seeds to train, from seed on; shows mean and deviation."),
+    ] = 1,
     net: Annotated[
         str | None,
         typer.Option(

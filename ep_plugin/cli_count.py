@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ep_plugin.cli_group import at_least
 from ep_plugin.progress import working
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ def count(
     ] = None,
     num_steps: Annotated[
         int | None,
-        typer.Option(help="How often BPTT calls the net.", show_default="25, or the net's own loop"),
+        typer.Option(
+            callback=at_least(1), help="How often BPTT calls the net.", show_default="25, or the net's own loop"
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Number of random inputs in the batch.")] = 16,
+    batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Number of random inputs in the batch.")] = 16,
     picture: Annotated[Path | None, typer.Option(help="File of the picture, such as operations.png.")] = None,
 ) -> None:
     """Count the operations of your own model per layer: those of EP, and those of BPTT in the original net.

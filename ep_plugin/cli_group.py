@@ -1,8 +1,9 @@
-"""What all commands share: how they end when they are interrupted, or their output cannot be written."""
+"""What all commands share: bounds of numbers, and how they end where they are interrupted or cannot write."""
 
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -12,6 +13,23 @@ from typer.core import TyperGroup
 from ep_plugin.signals import exit_code, terminated_as_interrupted
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the last one of a terminal that has been closed
+
+_MOST = 2**31 - 1  # what a tensor's size and a seed may be everywhere
+
+Number = int | None
+
+
+def at_least(least: int) -> Callable[[typer.CallbackParam, Number], Number]:
+    """For an option: stops where its number is less, or larger than any that can be meant."""
+
+    def checked(option: typer.CallbackParam, value: Number) -> Number:
+        if value is not None and not least <= value <= _MOST:
+            bounds = f"{least} or more" if value < least else f"{_MOST:,} or less"
+            _say(f"{option.name} is {value}; expected a whole number, {bounds}")
+            raise typer.Exit(2)
+        return value
+
+    return checked
 
 
 class Commands(TyperGroup):
