@@ -14,6 +14,7 @@ _NOTES = (
     "HPU available",
     "Seed set to",  # the configuration has it, and the copy of it beside the logs
     "Loading `train_dataloader` to estimate",
+    r"`Trainer\(\w+=1(\.0)?\)` was configured so",  # as the configuration says
     # What has stopped a training is told by the command's own last line.
     "`Trainer.fit` stopped: `max_",
     "\\s*Detected KeyboardInterrupt",
@@ -34,6 +35,7 @@ _WARNINGS = (
     r"The '\w+' does not have many workers",
     r"Consider setting `persistent_workers=True`",
     r"Precision \S+ is not supported by the model summary",  # of its size in MB
+    r"`\w+\.configure_optimizers` will be overridden by `_CommandLine",  # the configuration names an optimizer
     # All that the modules of this package log is logged once an epoch.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )

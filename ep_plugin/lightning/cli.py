@@ -23,6 +23,7 @@ from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.faults import explained
 from ep_plugin.lightning.stopping import Stopping
+from ep_plugin.lightning.summary import without_flops
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
 from ep_plugin.validation import count, not_negative
@@ -100,10 +101,12 @@ class _CommandLine(LightningCLI):
             if not any(getattr(keeper, "monitor", None) for keeper in self.trainer.checkpoint_callbacks):
                 # What is not taken over is which checkpoint was the best, and none is looked for.
                 warnings.filterwarnings("ignore", message="The dirpath has changed from")
+                warnings.filterwarnings("ignore", message=_NO_KEEPER)
             for place in _places(self.trainer):
                 require_writable(place)
             csv_files.write_whole(self.trainer)
             checkpoint_files.write_whole(self.trainer)
+            without_flops(self.trainer)
             super()._run_subcommand(subcommand)
         except SystemExit as end:
             if end.code == 1 and isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1
@@ -143,6 +146,8 @@ class _CommandLine(LightningCLI):
             print(ending(self.trainer, self._given))
 
 
+# What Lightning says where a checkpoint has the state of a `ModelCheckpoint` alone that is not there now.
+_NO_KEEPER = r"Be aware that when using `ckpt_path`, callbacks .*callbacks: \[.ModelCheckpoint\{[^}]*\}.\]"
 _WORDS = ("best", "last", "hpc")  # with which Lightning's trainer finds a checkpoint by itself
 
 

@@ -19,8 +19,10 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from test_module import loader, make_model, trainer
+from typer.testing import CliRunner
 
 import ep_plugin as ep
+from ep_plugin.cli import app
 from ep_plugin.lightning.ending import ending
 from ep_plugin.quiet import without_foreign_notes
 
@@ -134,6 +136,27 @@ def test_evaluate(tmp_path, data_dir):
     assert err == ""
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_configuration_asks_for_is_not_told(tmp_path, monkeypatch, recwarn):
+    """A test without a trainer's checkpoints, of one that had some; an optimizer; all batches."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which a run sets; taken back after the test
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["--config", DIGITS, *SHORT, "--trainer.logger=false", "--optimizer=SGD", "--optimizer.lr=0.1"]
+    arguments += ["--trainer.limit_val_batches=1.0", "--trainer.max_epochs=1"]
+    done = CliRunner().invoke(app, ["fit", *arguments])
+    assert done.exit_code == 0, done.output
+    assert "FLOPs" not in done.output
+    assert "Trainable params: " in done.output
+    (kept,) = tmp_path.rglob("*.ckpt")
+    done = CliRunner().invoke(
+        app, ["test", *arguments, "--trainer.enable_checkpointing=false", "--ckpt_path", str(kept)]
+    )
+    assert done.exit_code == 0, done.output
+    told = [str(warning.message) for warning in recwarn]
+    assert not [text for text in told if "Be aware that" in text or "will be overridden" in text]
+
+
 def warned(message, category, module):
     """As if the module's own code had warned."""
     warnings.warn_explicit(message, category, f"{module}.py", 1, module=module)
@@ -147,6 +170,7 @@ def test_what_stays(caplog):
         "💡 Tip: buy",
         "TPU available: False",
         "[rank: 1] Seed set to 0",
+        "`Trainer(limit_val_batches=1.0)` was configured so 100% of the batches will be used..",
         "`Trainer.fit` stopped: `max_steps=1` reached.",
     )
     try:
