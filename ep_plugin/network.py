@@ -114,6 +114,7 @@ class ConvergentNetwork(nn.Module):
         read: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.origin: Any = None  # of what `convert` has made: the model that it was made of
         self.stem = stem
         self.layers = nn.ModuleList(layers)
         self.connections = nn.ModuleList(connections)
@@ -159,9 +160,7 @@ class ConvergentNetwork(nn.Module):
         other = ConvergentNetwork(self.stem, self._layers(), self._edges(), readout, **options)
         if other.event_weights is not None:
             other.event_weights = self.event_weights or other.event_weights.train(self.training)
-        other.training = self.training
-        for hook in self._forward_pre_hooks.values():
-            other.register_forward_pre_hook(hook)
+        other.training, other.origin = self.training, self.origin
         return other
 
     def reset_event_weights(self) -> None:
@@ -297,6 +296,8 @@ class ConvergentNetwork(nn.Module):
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
+        if self.origin is not None:
+            self.origin.check(self)
         check_input(x, self.stem, self.time_axis if self.time_varying else None)
         x = x.movedim(self.time_axis, 0) if self.time_varying else x
         try:

@@ -160,3 +160,87 @@ def test_an_input_of_another_type_or_with_a_bad_sample_is_named():
     x[2, 1] = torch.nan
     with pytest.raises(ValueError, match=r"NaN or infinite values in sample 2 of 4 \(1 in all\)"):
         model(x)
+
+
+def swap_threshold(net):
+    net[1].threshold = torch.tensor(0.3)
+
+
+def swap_parameter(net):
+    net[1].threshold = nn.Parameter(torch.tensor(9.0))
+
+
+def load_by_assignment(net):
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict(saved | {"1.threshold": torch.tensor(1.5)}, assign=True)
+
+
+def swap_neuron(net):
+    net[1] = snn.Leaky(beta=0.5, threshold=3.0, init_hidden=True)
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return 2 * value
+
+
+def parametrize_threshold(net):
+    torch.nn.utils.parametrize.register_parametrization(net[1], "threshold", Doubled())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_threshold, r"threshold of module '1' \(Leaky\) of the original has changed .*from 1 to 0.3.*layers\[0\]"),
+        (swap_parameter, r"threshold of module '1' \(Leaky\) of the original has changed .*from 1 to 9"),
+        (load_by_assignment, r"threshold of module '1' \(Leaky\) of the original has changed .*from 1 to 1.5"),
+        (swap_neuron, "module '1' of the original was replaced"),
+        (parametrize_threshold, r"module '1' \(ParametrizedLeaky\) of the original was a Leaky"),
+    ],
+    ids=["tensor", "parameter", "load_state_dict", "neuron", "parametrized"],
+)
+def test_a_threshold_replaced_in_the_original_is_refused(change, message, learned):
+    net = plain_net()
+    net[1] = snn.Leaky(beta=0.5, threshold=1.0, learn_threshold=learned, init_hidden=True)
+    model = ep.convert(net)
+    model(torch.rand(4, 6))
+    if learned and change is not parametrize_threshold:
+        message = r"'1(\.threshold)?' of the original was replaced"
+        if change is swap_threshold:
+            del net[1].threshold
+    change(net)
+    for run in (model, model.variant(encoder="graded"), model.free_phase):
+        with pytest.raises(ValueError, match=message):
+            run(torch.rand(4, 6))
+
+
+def test_what_a_layer_has_of_its_neuron_may_be_written_and_set():
+    net, x = plain_net(), torch.rand(4, 6)
+    model = ep.convert(net, encoder="graded")
+    net[1].threshold.fill_(0.7)
+    torch.testing.assert_close(model(x), ep.convert(net, encoder="graded")(x))
+    net[1].threshold = torch.tensor(0.3)
+    model.layers[0].threshold = torch.tensor(0.3)
+    torch.testing.assert_close(model(x), ep.convert(net, encoder="graded")(x))
+    net[1].threshold.fill_(0.4)
+    with pytest.raises(ValueError, match=r"threshold of module '1' .* has changed"):
+        model(x)
+    model.layers[0].threshold = torch.tensor(2.0)
+    model(x)
+    net[1](x[:, :1])  # its own state is none of the network's business
+    model(x)
+
+
+def test_a_change_of_type_changes_no_threshold():
+    net, x = plain_net(), torch.rand(4, 6)
+    net[1].threshold.fill_(0.3)
+    model = ep.convert(net)
+    for module in (net, model):
+        module.double()
+        assert model(x.double()).dtype == torch.float64
+        module.float()
+        model(x)
+    net[1].threshold.fill_(2.0)
+    with pytest.raises(ValueError, match=r"threshold of module '1' .* has changed"):
+        model(x)

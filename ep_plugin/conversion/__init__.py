@@ -1,7 +1,7 @@
 """Existing models in, convergent networks out."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
-from ep_plugin.conversion.adapters import LearnableLeak
+from ep_plugin.conversion.adapters import LearnableLeak, Neuron
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
 from ep_plugin.conversion.origin import Origin
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
@@ -140,10 +140,8 @@ def convert(
         sequence.read(net) if sequence.is_sequence(net) and output is None else tracing.read(net, example_input, output)
     )
     originals = {name: plan.neurons[name] for name in reachable_neurons(plan)}
-    described = {
-        name: adapters.adapter_for(module).described(adapters.place_of(name, module), module, learnable_leak)
-        for name, module in originals.items()
-    }
+    describing = {name: _describing(name, module, learnable_leak) for name, module in originals.items()}
+    described = {name: describe() for name, describe in describing.items()}
     parts = blocks(plan, list(originals), described, max_pooling)
     if feedback_weights == "separate":
         parts.connections[:] = [Connection(separated(c.module), c.source, c.target) for c in parts.connections]
@@ -172,7 +170,7 @@ def convert(
     for module in model.modules():
         if module not in of_the_original and not isinstance(module, SharedDropout):  # which has its dropout's mode
             module.training = net.training
-    model.register_forward_pre_hook(Origin(net, model))
+    model.origin = Origin(net, model, {name: (module, describing[name]) for name, module in originals.items()})
     notes = [*parts.notes, *adapters.differences(originals)]
     if over_time and not time_varying:
         axis = f" (axis {parts.time_axis} of the model's)" if parts.time_axis else ""
@@ -188,6 +186,12 @@ def convert(
     if notes:
         warnings.warn("converted: " + "; ".join(notes), ConversionWarning, stacklevel=2)
     return model
+
+
+def _describing(name: str, module: nn.Module, learnable_leak: LearnableLeak) -> Callable[[], Neuron]:
+    """What tells, at any time, what a layer takes over of a neuron."""
+    adapter = adapters.adapter_for(module)
+    return lambda: adapter.described(adapters.place_of(name, module), module, learnable_leak)
 
 
 _SCRIPTED = "is a ScriptModule, whose Python code is gone; convert the module that it was made of"

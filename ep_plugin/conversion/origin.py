@@ -1,40 +1,59 @@
-"""The model that a network was made of: whether it still has the modules that the network shares."""
+"""The model that a network was made of: whether it still is the one that the network was made of."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ep_plugin.conversion.adapters import Neuron, place_of
+from ep_plugin.dynamics.layer import Layer
+
+_CONVERT = "convert the model again"
 
 
 class Origin:
-    """A hook before a network's forward that refuses to run once the original has other modules.
+    """Refuses to let a network run once its original has been changed in a way that the network does not follow.
 
-    A copy of the network has modules of its own, so that it has no original.
+    The network shares modules and parameters with the original, and follows what becomes of these. All other modules
+    of the original it does not have: neurons, and what only holds others. A copy of the network has modules of its
+    own, so that it has no original.
 
     Args:
         net: the original.
         network: what was made of it.
+        neurons: of each layer, in their order: the name in the original, the neuron, and a function that tells what
+            the layer takes over of it.
     """
 
-    def __init__(self, net: nn.Module, network: nn.Module) -> None:
-        modules, parameters = set(network.modules()), set(network.parameters())
-        self.places = [
-            (f"{parent}.{name}".lstrip("."), holder, name, module)
-            for parent, holder in net.named_modules()
-            for name, module in holder.named_children()
-            if module in modules or parameters.intersection(module.parameters(recurse=False))
-        ]
+    def __init__(
+        self,
+        net: nn.Module,
+        network: nn.Module,
+        neurons: Mapping[str, tuple[nn.Module, Callable[[], Neuron]]],
+    ) -> None:
+        shared, parameters = set(network.modules()), set(network.parameters())
         self.names = {id(p): name for name, p in net.named_parameters() if p in parameters}
+        self._parts = [_Part(name, m, parameters) for name, m in net.named_modules() if m not in shared]
+        layers: Any = network.layers
+        self._neurons = [
+            _Taken(name, neuron, describe, layer, [m for m in neuron.modules() if m not in shared])
+            for (name, (neuron, describe)), layer in zip(neurons.items(), layers, strict=True)
+        ]
 
-    def __call__(self, network: nn.Module, args: tuple[Any, ...]) -> None:
-        for place, holder, name, module in self.places:
-            if holder._modules.get(name) is not module:
-                raise ValueError(
-                    f"module {place!r} of the original was replaced after the conversion, and this network still has "
-                    "the former one; convert the model again"
-                )
+    def check(self, network: nn.Module) -> None:
+        """Looks whether anything has changed.
+
+        Raises:
+            ValueError: what, where, and the way out.
+        """
+        for part in self._parts:
+            part.check()
+        for neuron in self._neurons:
+            neuron.check(network)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Origin, (nn.Module(), nn.Module())
+        return type(None), ()
 
 
 def parameter_names(network: nn.Module) -> dict[int, str]:
@@ -50,7 +69,140 @@ def parameter_names(network: nn.Module) -> dict[int, str]:
         >>> parameter_names(model)[id(model.layers[0].threshold)]
     """
     found = {id(p): name for name, p in network.named_parameters()}
-    for hook in network._forward_pre_hooks.values():
-        if isinstance(hook, Origin):
-            found |= hook.names
-    return found
+    origin = getattr(network, "origin", None)
+    return found if origin is None else found | origin.names
+
+
+class _Part:
+    """A module of the original that the network does not have: a neuron, or what holds others."""
+
+    def __init__(self, name: str, module: nn.Module, parameters: set[nn.Parameter]) -> None:
+        self.name, self.module, self.kind = name, module, type(module)
+        self.children = dict(module._modules)
+        self.parameters = {name: p for name, p in module._parameters.items() if p in parameters}
+
+    def check(self) -> None:
+        module = self.module
+        if type(module) is not self.kind:
+            raise ValueError(
+                f"{place_of(self.name, module)} of the original was a {self.kind.__name__} when it was converted, and "
+                f"this network does not follow the change (a parametrization is one); undo it, or {_CONVERT}"
+            )
+        for name, parameter in self.parameters.items():
+            if module._parameters.get(name) is not parameter:
+                raise ValueError(
+                    f"the parameter {self._inside(name)!r} of the original was replaced after the conversion, and "
+                    f"this network still has the former one; {_CONVERT}, or write into it in place (load_state_dict "
+                    "without assign=True)"
+                )
+        if module._modules != self.children:
+            for name, child in self.children.items():
+                if module._modules.get(name) is not child:
+                    raise ValueError(
+                        f"module {self._inside(name)!r} of the original was replaced after the conversion, and this "
+                        f"network still has the former one; {_CONVERT}"
+                    )
+
+    def _inside(self, name: str) -> str:
+        return f"{self.name}.{name}".lstrip(".")
+
+
+class _Taken:
+    """What a layer has taken over of a neuron.
+
+    A threshold may be the same tensor in both, so that what is written into it counts.
+    """
+
+    def __init__(
+        self, name: str, neuron: nn.Module, describe: Callable[[], Neuron], layer: Layer, modules: list[nn.Module]
+    ) -> None:
+        self.place, self.describe, self.layer, self.modules = place_of(name, neuron), describe, layer, modules
+        self.seen = self._facts()
+        self.described = describe()
+        self.given = {name: getattr(layer, name) for name in ("threshold", "gain")}
+        self.values = {name: _values(getattr(self.described, name)).clone() for name in self.given}
+
+    def check(self, network: nn.Module) -> None:
+        facts = self._facts()
+        if _same(facts, self.seen):
+            return
+        layers: list[Any] = list(network.layers)  # type: ignore[arg-type]
+        if self.layer in layers:
+            now, at = self.describe(), layers.index(self.layer)
+            for what in self.given:
+                self._require_same(what, now, at)
+            if now.activation is not self.described.activation:
+                raise ValueError(
+                    f"the activation of {self.place} of the original was replaced after the conversion, and layer "
+                    f"{at} still has the former one; set model.layers[{at}].activation too, or {_CONVERT}"
+                )
+            self.values = {name: _values(getattr(now, name)).clone() for name in self.given}
+        self.seen = facts
+
+    def _require_same(self, what: str, now: Neuron, at: int) -> None:
+        """Refuses a threshold or gain that is not the layer's, unless the layer has one of the user's own."""
+        value, own, before = getattr(now, what), getattr(self.layer, what), self.values[what]
+        if value is own:
+            return
+        is_new = isinstance(value, nn.Parameter) or isinstance(self.given[what], nn.Parameter)
+        mine = _values(1.0 if own is None else own)
+        if not is_new and _equal(_values(value), before):
+            return
+        if own is not self.given[what] and not _equal(mine, before):
+            return
+        if not is_new and _equal(_values(value), mine):
+            return
+        shown = f" (from {before.item():g} to {_values(value).item():g})" if _are_numbers(before, value) else ""
+        raise ValueError(
+            f"the {what} of {self.place} of the original has changed after the conversion{shown}, which layer {at} of "
+            f"this network does not follow; change it before convert, set model.layers[{at}].{what}, or {_CONVERT}"
+        )
+
+    def _facts(self) -> list[tuple[Any, int]]:
+        """All that the neuron is made of, with the number of times that something was written into it.
+
+        Only where these have changed is the neuron asked again what it is. (A parameter is trained: its values may
+        change.)
+        """
+        found: list[tuple[Any, int]] = []
+        for module in self.modules:
+            found.append((type(module), 0))
+            for name, value in vars(module).items():
+                if name in _OF_EVERY_MODULE:
+                    continue
+                for v in value if isinstance(value, tuple) else (value,):
+                    found.append((v, _writings(v)))
+            found += [(v, _writings(v)) for v in module._buffers.values()]
+            found += [(v, 0) for v in module._parameters.values()]
+        return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _writings(value: Any) -> int:
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.is_inference():
+        return 0
+    return value._version
+
+
+def _same(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:
+    return len(one) == len(other) and all(a is b and n == m for (a, n), (b, m) in zip(one, other, strict=True))
+
+
+def _values(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach()
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(_values(v).numel() == 1 and not _values(v).is_meta for v in values)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether they are the same but for their type and place: `double()` and `cuda()` change no value."""
+    if one.is_meta or other.is_meta:
+        return True
+    other = other.to(one.device)
+    return one.shape == other.shape and (
+        bool((one == other.to(one.dtype)).all()) or bool((one.to(other.dtype) == other).all())
+    )
