@@ -244,3 +244,45 @@ def test_a_change_of_type_changes_no_threshold():
     net[1].threshold.fill_(2.0)
     with pytest.raises(ValueError, match=r"threshold of module '1' .* has changed"):
         model(x)
+
+
+def convolutions():
+    torch.manual_seed(0)
+    leaky = {"beta": 0.5, "init_hidden": True}
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), snn.Leaky(**leaky), nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)),
+        *(nn.LeakyReLU(-0.1, inplace=True), nn.BatchNorm2d(4), nn.Dropout(0.5)),
+        *(nn.AvgPool2d(1), snn.Leaky(**leaky), nn.Flatten(), nn.Linear(36, 3)),
+    )
+    nn.init.constant_(net[2].bias, -0.5)
+    return net
+
+
+SETTINGS = {
+    "dilation": (2, {"dilation": (2, 2), "padding": (2, 2)}),
+    "padding mode": (2, {"padding_mode": "circular"}),
+    "bias": (2, {"bias": None}),
+    "stride": (2, {"stride": (1, 2), "padding": (1, 4)}),
+    "groups": (2, {"groups": 2, "weight": nn.Parameter(torch.rand(4, 2, 3, 3))}),
+    "slope": (4, {"negative_slope": -0.9}),
+    "epsilon": (5, {"eps": 10.0}),
+    "kernel": (7, {"kernel_size": 3, "stride": 1, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize(("place", "settings"), SETTINGS.values(), ids=SETTINGS)
+def test_a_setting_of_a_module_changed_later_counts_as_if_changed_before(place, settings):
+    x = torch.rand(5, 1, 8, 8)
+
+    def change(net):
+        for name, value in settings.items():
+            setattr(net[place], name, value)
+
+    net, other = convolutions().eval(), convolutions().eval()
+    model = ep.convert(net, encoder="graded")
+    unchanged = model(x)
+    change(net)
+    change(other)
+    found, expected = model(x), ep.convert(other, encoder="graded")(x)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, unchanged)

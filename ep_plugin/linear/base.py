@@ -6,6 +6,8 @@ masks, winners of a pooling) are handed in at every call, so nothing here has a 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -238,6 +240,25 @@ def back(function: Callable[..., Tensor], y: Tensor, shape: Sequence[int], tenso
             return torch.zeros_like(at)
         (found,) = torch.autograd.grad(value, at, y, create_graph=follows, materialize_grads=True)
     return found if follows else found.detach()
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def settings_of(module: nn.Module) -> list[Any]:
+    """What a module is besides the values of its tensors: its type, attributes, and which parameters it has.
+
+    They are compared by identity (`same_objects`), which asks nothing of them and is quick.
+    """
+    own = vars(module)
+    found: list[Any] = [type(module), *(own[name] for name in own if name not in _OF_EVERY_MODULE)]
+    for name, parameter in module._parameters.items():
+        found += (name, parameter is None)
+    return found
+
+
+def same_objects(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 @contextmanager

@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ep_plugin.linear import concatenation, convolution, dense, modules, pooling  # noqa: F401  (they fill the registry)
-from ep_plugin.linear.base import REGISTRY, Differentiated, LinearMap, Tensors, at_least_float32, laid_out
+from ep_plugin.linear.base import (
+    REGISTRY,
+    Differentiated,
+    LinearMap,
+    Tensors,
+    at_least_float32,
+    laid_out,
+    same_objects,
+    settings_of,
+)
 from ep_plugin.linear.convolution import symmetric_padding
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
 from ep_plugin.linear.pooling import MaxPool
@@ -47,15 +57,16 @@ class Connection(nn.Module):
         super().__init__()
         self.module = module
         self.source, self.target = source, target
-        self._made_of: list[tuple[nn.Module, type, bool]] | None = None
+        self._made_of: list[Any] = []
         self._compose()
 
     def _compose(self) -> None:
-        """The maps of the modules as they are now: one may have been replaced, parametrized or hooked since."""
-        made_of = [(m, type(m), _is_hooked(m)) for m in _flat(self.module)]
-        if made_of == self._made_of:
+        """The maps of the modules as they are now: one may have been replaced, parametrized, hooked or set since."""
+        leaves = _flat(self.module)
+        made_of = [part for leaf in leaves for part in _made_of(leaf)]
+        if self._made_of and same_objects(made_of, self._made_of):
             return
-        self._maps = _composition([m for m, *_ in made_of])
+        self._maps = _composition(leaves)
         with torch.no_grad():
             self._sizes = [len(m.tensors()) for m in self._maps]
         self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
@@ -86,8 +97,8 @@ class Connection(nn.Module):
         if shape is None:
             self._compose()
             return tuple(t for m in self._maps for t in m.tensors())
-        like = _like(self.module, like)
-        return tuple(t for m, at in zip(self._maps, self.shapes(shape)[:-1], strict=True) for t in m.drawn(at, like))
+        shapes, like = self.shapes(shape), _like(self.module, like)
+        return tuple(t for m, at in zip(self._maps, shapes[:-1], strict=True) for t in m.drawn(at, like))
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Shapes without the batch, from the given input through every map to the output.
@@ -111,7 +122,8 @@ class Connection(nn.Module):
 
     def bound(self, tensors: Tensors, shape: Sequence[int], dtype: torch.dtype | None = None) -> "BoundConnection":
         """The connection with its weights, for a source of `shape`: prepared for many calls in `dtype`, if given."""
-        shapes, parts = self.shapes(shape), []
+        shapes = self._shapes.get(tuple(shape)) or self.shapes(shape)
+        parts = []
         for linear, own, at in zip(self._maps, self._split(tensors), shapes[:-1], strict=True):
             parts.append(_Part(linear, own if dtype is None else linear.prepared(own, at, dtype), at))
         return BoundConnection(self.source, self.target, tuple(parts), shapes[-1], dtype)
@@ -243,6 +255,11 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     if type(module) is nn.Sequential:
         return [leaf for child in module for leaf in _flat(child)]
     return [module]
+
+
+def _made_of(leaf: nn.Module) -> list[Any]:
+    """All that the leaf's map depends on, but for the values of its tensors."""
+    return [part for m in leaf.modules() for part in (m, _is_hooked(m), *settings_of(m))]
 
 
 def _composition(found: list[nn.Module]) -> list[LinearMap]:
