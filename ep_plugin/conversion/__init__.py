@@ -19,7 +19,6 @@ from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.relaxation import Observed, Relaxation
 from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.linear.connection import Connection
-from ep_plugin.linear.modules import SharedDropout
 from ep_plugin.linear.separate import separated
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
@@ -168,7 +167,7 @@ def convert(
     if example_input is not None and model.stem not in of_the_original:
         model.stem.axes = example_input.dim() - 1 - over_time  # type: ignore[assignment]
     for module in model.modules():
-        if module not in of_the_original and not isinstance(module, SharedDropout):  # which has its dropout's mode
+        if module not in of_the_original:
             module.training = net.training
     model.origin = Origin(net, model, {name: (module, describing[name]) for name, module in originals.items()})
     notes = [*parts.notes, *adapters.differences(originals)]

@@ -104,13 +104,19 @@ class SharedDropout(LinearMap, nn.Module):
     is a tensor of the map that is drawn with each forward pass.
 
     Args:
-        dropout: an `nn.Dropout`, or `nn.Dropout1d`, `2d` or `3d`, which drop whole channels.
+        dropout: an `nn.Dropout`, or `nn.Dropout1d`, `2d` or `3d`, which drop whole channels. Its probability
+            and mode are those of the moment.
     """
 
     def __init__(self, dropout: nn.modules.dropout._DropoutNd) -> None:
         super().__init__()
-        self.p, self.training = dropout.p, dropout.training
+        self.dropout, self.training = dropout, dropout.training
         self.channels = not isinstance(dropout, nn.Dropout)
+
+    @property
+    def p(self) -> float:
+        """The share that is dropped."""
+        return self.dropout.p
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channels={self.channels}"
@@ -120,7 +126,7 @@ class SharedDropout(LinearMap, nn.Module):
 
     def drawn(self, shape: Sequence[int], like: Tensor) -> Tensors:
         """0 or 1 / (1 - p), to be multiplied with states of `shape` (without the batch); ones in evaluation."""
-        if not self.training:
+        if not self.dropout.training:
             return (like.new_ones(()),)
         own = (shape[0], *[1] * (len(shape) - 1)) if self.channels else tuple(shape)
         return (F.dropout(torch.ones(1, *own, dtype=like.dtype, device=like.device), self.p),)
