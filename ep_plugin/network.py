@@ -27,6 +27,7 @@ from ep_plugin.network_checks import (
     misfit,
     require_finite_states,
     require_room,
+    require_unhooked,
     steps_a_frame,
 )
 from ep_plugin.profiling import section
@@ -298,6 +299,7 @@ class ConvergentNetwork(nn.Module):
         """
         if self.origin is not None:
             self.origin.check(self)
+        require_unhooked(self._layers(), self._edges())
         check_input(x, self.stem, self.time_axis if self.time_varying else None)
         x = x.movedim(self.time_axis, 0) if self.time_varying else x
         try:

@@ -12,6 +12,7 @@ from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.relaxation import FreePhase, Relaxation
 from ep_plugin.dynamics.system import System
 from ep_plugin.estimators.full_phases import FullPhaseEP
+from ep_plugin.linear.base import is_hooked, is_hooked_backward
 from ep_plugin.linear.connection import Connection
 from ep_plugin.settings import Settings
 from ep_plugin.validation import expected_input, require_finite
@@ -39,6 +40,22 @@ def check_graph(layers: int, connections: Sequence[Connection], driven: Sequence
             f"no connection leads from the driven layers ({', '.join(map(str, driven))}) to layer {missing[0]}; "
             f"expected one, or {missing[0]} among the driven layers"
         )
+
+
+def require_unhooked(layers: Sequence[Layer], connections: Sequence[Connection]) -> None:
+    """Refuses hooks that would never be called.
+
+    Raises:
+        ValueError: where one is, and the way out.
+    """
+    for name, own in (("layers", layers), ("connections", connections)):
+        for i, module in enumerate(own):
+            if is_hooked(module) or is_hooked_backward(module):
+                raise ValueError(
+                    f"{name}[{i}] has a hook or a forward of its own, and a network never calls its {name}; remove it "
+                    "(model.free_phase(x, record=True) tells the states of all layers, and a hook on connections[i]."
+                    "module or on the network itself is called)"
+                )
 
 
 def check_settings(settings: Settings, layers: Sequence[Layer], connections: Sequence[Connection]) -> None:

@@ -79,6 +79,7 @@ class _Part:
     def __init__(self, name: str, module: nn.Module, parameters: set[nn.Parameter]) -> None:
         self.name, self.module, self.kind = name, module, type(module)
         self.children = dict(module._modules)
+        self.hooks = self._hooks()
         self.parameters = {name: p for name, p in module._parameters.items() if p in parameters}
 
     def check(self) -> None:
@@ -102,6 +103,19 @@ class _Part:
                         f"module {self._inside(name)!r} of the original was replaced after the conversion, and this "
                         f"network still has the former one; {_CONVERT}"
                     )
+
+        if self._hooks() != self.hooks:
+            place = place_of(self.name, module) if self.name else "the model"
+            raise ValueError(
+                f"{place} of the original was given a hook or a forward of its own after the conversion (or lost one), "
+                "and this network does not call it; undo it, hook this network or a module with weights instead, or "
+                f"{_CONVERT}, which sees forward hooks"
+            )
+
+    def _hooks(self) -> list[Any]:
+        m = self.module
+        kinds = (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+        return [vars(m).get("forward"), *(list(kind.values()) for kind in kinds if kind)]
 
     def _inside(self, name: str) -> str:
         return f"{self.name}.{name}".lstrip(".")

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from ep_plugin.conversion.adapters import place_of
-from ep_plugin.conversion.between import OF_ONES_OWN, as_connection_module, without_offset
+from ep_plugin.conversion.between import (
+    BACKWARD_HOOK,
+    OF_ONES_OWN,
+    as_connection_module,
+    hooked_backward,
+    without_offset,
+)
 from ep_plugin.conversion.computation import Computation
 from ep_plugin.conversion.concatenation import concatenated, simplified
 from ep_plugin.conversion.linear_functions import LinearFunction, as_linear, is_constant
@@ -85,6 +91,8 @@ class Paths:
             )
         assert isinstance(signal, Applied)
         if isinstance(signal.module, nn.Sequential) and type(signal.module) is nn.Sequential:
+            if hooked_backward([signal.module]):
+                raise ValueError(f"{place_of(signal.name, signal.module)} {BACKWARD_HOOK}")
             return self.paths_to(_unpacked(signal), user)
         if (done := _inside(signal)) is not None:
             return self.paths_to(done, user)

@@ -4,15 +4,17 @@ from torch import nn
 
 from ep_plugin.conversion import adapters
 from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
+from ep_plugin.linear.base import is_hooked
 
 
 def is_sequence(net: nn.Module) -> bool:
-    """Whether no module calls neurons in a forward of its own, and no neuron takes all steps at once or has hooks."""
+    """Whether no module calls neurons in a forward of its own, no neuron takes all steps at once, and none has hooks,
+    nor a sequence of modules."""
     if adapters.find_adapter(net) is not None:
         return not _is_hooked(net)
     return _is_container(net) and all(
         (adapters.find_adapter(m) is not None and not adapters.runs_over_time(m) and not _is_hooked(m))
-        or not any(adapters.find_adapter(inner) for inner in m.modules())
+        or not any(adapters.find_adapter(inner) or _is_hooked_sequence(inner) for inner in m.modules())
         for _, m in _leaves(net)
     )
 
@@ -46,6 +48,11 @@ def _is_hooked(module: nn.Module) -> bool:
     """Whether more than its type's forward counts when it is called; a trace sees that."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
+
+
+def _is_hooked_sequence(module: nn.Module) -> bool:
+    """A trace calls its hooks. (Those of a backward count where the module is called: in stem and readout.)"""
+    return type(module) is nn.Sequential and is_hooked(module)
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -257,6 +257,17 @@ def settings_of(module: nn.Module) -> list[Any]:
     return found
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether more than its type's forward counts when it is called (old weight_norm and pruning write the weight in
+    a hook)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def is_hooked_backward(module: nn.Module) -> bool:
+    """Whether something is to be done to the gradient that passes through it."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
 def same_objects(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return len(one) == len(other) and all(map(is_, one, other))
 

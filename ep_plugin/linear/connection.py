@@ -16,6 +16,8 @@ from ep_plugin.linear.base import (
     LinearMap,
     Tensors,
     at_least_float32,
+    is_hooked,
+    is_hooked_backward,
     laid_out,
     same_objects,
     settings_of,
@@ -23,12 +25,16 @@ from ep_plugin.linear.base import (
 from ep_plugin.linear.convolution import symmetric_padding
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
 from ep_plugin.linear.pooling import MaxPool
+from ep_plugin.linear.separate import SeparateFeedback
 
 _CHANGE: dict[type[nn.Module], type[nn.Module]] = {
     nn.modules.batchnorm._BatchNorm: FixedNormalization,
     nn.modules.dropout._DropoutNd: SharedDropout,
 }
 """What changes from step to step -> what may stand in its place."""
+
+_WRAPPERS = (FixedNormalization, SharedDropout, SeparateFeedback)
+"""What stands in the place of a module, and does not call it."""
 
 _OWN_ENERGY = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
@@ -231,7 +237,7 @@ class BoundConnection:
 def evaluate(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`, with the pooling behind a convolution folded into it where that is exact."""
     found = _flat(module)
-    if _is_hooked(module) or not all(map(_has_map, found)):
+    if not all(map(_has_map, found)) or any(map(is_hooked_backward, module.modules())):
         return module(x)
     for linear in _composition(found):
         x = linear.affine(tuple(laid_out(t) for t in linear.tensors()), x)
@@ -251,15 +257,16 @@ def _like(module: nn.Module, otherwise: Tensor | None = None) -> Tensor:
     return torch.empty(0) if otherwise is None else at_least_float32(otherwise.detach())
 
 
-def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) is nn.Sequential:
-        return [leaf for child in module for leaf in _flat(child)]
+def _flat(module: nn.Module, hooked: bool = False) -> list[nn.Module]:
+    """What stands in sequences, those that are hooked themselves included if so asked."""
+    if type(module) is nn.Sequential and (hooked or not is_hooked(module)):
+        return [leaf for child in module for leaf in _flat(child, hooked)]
     return [module]
 
 
 def _made_of(leaf: nn.Module) -> list[Any]:
     """All that the leaf's map depends on, but for the values of its tensors."""
-    return [part for m in leaf.modules() for part in (m, _is_hooked(m), *settings_of(m))]
+    return [part for m in leaf.modules() for part in (m, is_hooked(m), is_hooked_backward(m), *settings_of(m))]
 
 
 def _composition(found: list[nn.Module]) -> list[LinearMap]:
@@ -276,19 +283,41 @@ def _composition(found: list[nn.Module]) -> list[LinearMap]:
 
 
 def _map_of(module: nn.Module) -> LinearMap:
-    if not is_known(module):
-        raise ValueError(_reason(module))
+    leaves = _flat(module, hooked=True)
+    for leaf in leaves:
+        if not is_known(leaf):
+            raise ValueError(_reason(leaf))
+    _require_hooks_that_count(module, leaves)
     return REGISTRY[type_before_parametrizations(module)](module) if _has_map(module) else Differentiated(module)
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    """A hook may change what the module does (old weight_norm and pruning write the weight in one)."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _require_hooks_that_count(module: nn.Module, leaves: list[nn.Module]) -> None:
+    """Refuses hooks that would not be called, or that would be called where the module is more than a linear map."""
+    name = type(module).__name__
+    if any(map(is_hooked_backward, module.modules())):
+        raise ValueError(
+            f"a {name} between neurons has a backward hook, and no gradient passes back through it; remove it, or "
+            "register it on the parameters (parameter.register_hook)"
+        )
+    for leaf in leaves:
+        own, kind = type(leaf).__name__, REGISTRY[type_before_parametrizations(leaf)]
+        if isinstance(leaf, _WRAPPERS) and any(is_hooked(m) for m in leaf.modules() if m is not leaf):
+            inner = next(type(m).__name__ for m in leaf.modules() if m is not leaf and is_hooked(m))
+            raise ValueError(
+                f"a {inner} between neurons has a hook or a forward of its own, and a {own} stands in its place, which "
+                "does not call it; remove it"
+            )
+        is_steady = getattr(kind, "is_linear", True) and not isinstance(leaf, SharedDropout)
+        if not is_steady and (is_hooked(leaf) or is_hooked(module)):
+            raise ValueError(
+                f"a {name} between neurons has a hook or a forward of its own, so that it has to be linear, and a "
+                f"{own} is not, or differs from call to call; remove it, or put it on a linear module beside"
+            )
 
 
 def _has_map(module: nn.Module) -> bool:
     """Whether the registered map is what the module does."""
-    if not is_known(module) or _is_hooked(module):
+    if not is_known(module) or is_hooked(module):
         return False
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ep_plugin.linear.base import LinearMap, Tensors, register_linear
+from ep_plugin.linear.base import LinearMap, Tensors, is_hooked, register_linear
 from ep_plugin.linear.convolution import Convolution
 from ep_plugin.linear.dense import Affine
 
@@ -102,6 +102,11 @@ def separated(module: nn.Module) -> nn.Module:
     Raises:
         ValueError: something has weights that cannot be separated.
     """
+    if type(module) is nn.Sequential and is_hooked(module):
+        raise ValueError(
+            'feedback_weights="separate": a Sequential between neurons has a hook or a forward of its own; remove it, '
+            'or use feedback_weights="tied"'
+        )
     if type(module) is nn.Sequential:
         return nn.Sequential(*(separated(child) for child in module))
     if isinstance(module, WEIGHTED):
