@@ -26,6 +26,7 @@ from ep_plugin.network_checks import (
     layer_shapes,
     misfit,
     require_finite_states,
+    require_positive_thresholds,
     require_room,
     require_unhooked,
     steps_a_frame,
@@ -336,12 +337,7 @@ class ConvergentNetwork(nn.Module):
             products=self._products(),
         )
         require_finite("a value", values.flat(), system.names(), self)
-        learnable = [t for t in thresholds if t.requires_grad and not t.is_meta]
-        if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
-            raise ValueError(
-                "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
-                "learning rate or clamp it after each step"
-            )
+        require_positive_thresholds(layers)
         return system
 
     def __setattr__(self, name: str, value: Any) -> None:

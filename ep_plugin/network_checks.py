@@ -228,6 +228,30 @@ def require_finite_states(free: FreePhase) -> None:
     require_finite("the state of a neuron", free.membranes, [f"layer {l}" for l in range(len(free.membranes))])
 
 
+def require_positive_thresholds(layers: Sequence[Layer]) -> None:
+    """Refuses thresholds at which a neuron has no equilibrium.
+
+    Those that are trained are looked at in every call, all at once. Of others a device is asked only after something
+    was written into them.
+
+    Raises:
+        ValueError: which layer's.
+    """
+    learnable = [layer.threshold for layer in layers if layer.threshold.requires_grad and not layer.threshold.is_meta]
+    if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
+        raise ValueError(
+            "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
+            "learning rate or clamp it after each step"
+        )
+    for l, layer in enumerate(layers):
+        if layer.threshold.requires_grad or layer.threshold.is_meta or layer.has_positive_threshold():
+            continue
+        raise ValueError(
+            f"the threshold of layer {l} is {layer.threshold.min().item():g}, where a neuron has no equilibrium; "
+            "expected numbers above 0"
+        )
+
+
 def require_room(system: System, steps: int, shape: Sequence[int]) -> None:
     """Refuses a record of so many steps that does not fit into memory."""
     neurons = sum(torch.Size(s).numel() for s in system.shapes)

@@ -20,6 +20,11 @@ def is_one(t: Tensor) -> bool:
     return t.numel() == 1 and t.device.type == "cpu" and not t.requires_grad and t.item() == 1
 
 
+def writings(t: Tensor) -> int:
+    """How often something was written into it in place, as far as that is counted."""
+    return 0 if t.is_inference() else t._version
+
+
 def rows(t: Tensor) -> Tensor:
     """`[B, n]`: each sample's entries in the order of memory, without a copy."""
     if is_channels_last(t):

@@ -397,3 +397,49 @@ def test_a_dropouts_probability_and_mode_are_those_of_the_moment(p):
         torch.manual_seed(3)
         torch.testing.assert_close(found, expected(x))
     assert f"p={p}" in repr(model)
+
+
+@pytest.mark.parametrize("shape", [(), (8,)])
+@pytest.mark.parametrize("value", [-1.0, 0.0])
+def test_a_threshold_that_is_not_above_zero_is_refused(value, shape):
+    net = plain_net()
+    net[1] = snn.Leaky(beta=0.5, threshold=torch.ones(shape), init_hidden=True)
+    model = ep.convert(net)
+    model(torch.rand(4, 6))
+    model.layers[0].threshold.view(-1)[-1:].fill_(value)
+    for run in (model, model.free_phase):
+        with pytest.raises(ValueError, match=f"threshold .* {value:g}.*expected numbers above 0|has the threshold"):
+            run(torch.rand(4, 6))
+    by_hand = ep.ConvergentNetwork(nn.Linear(6, 8), [ep.Layer(torch.ones(shape))], [])
+    by_hand.layers[0].threshold.data.view(-1)[-1:].fill_(value)
+    with pytest.raises(ValueError, match=f"the threshold of layer 0 is {value:g}, where a neuron has no equilibrium"):
+        by_hand(torch.rand(4, 6))
+
+
+def test_a_device_is_asked_for_a_threshold_only_after_a_change(monkeypatch):
+    """Each question waits for the device."""
+    layer = ep.Layer(torch.ones(4))
+    threshold = layer.threshold
+    asked = []
+
+    class OnDevice:
+        device = torch.device("cuda")
+
+        def __gt__(self, other):
+            asked.append(1)
+            return threshold > other
+
+        def is_inference(self):
+            return False
+
+        @property
+        def _version(self):
+            return threshold._version
+
+    layer._buffers["threshold"] = OnDevice()
+    assert layer.has_positive_threshold()
+    assert layer.has_positive_threshold()
+    assert len(asked) == 1
+    threshold[1] = -1.0
+    assert not layer.has_positive_threshold()
+    assert not layer.has_positive_threshold()

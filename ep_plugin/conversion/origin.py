@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ep_plugin.conversion.adapters import Neuron, place_of
 from ep_plugin.dynamics.layer import Layer
+from ep_plugin.tensors import writings
 
 _CONVERT = "convert the model again"
 
@@ -195,9 +196,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _writings(value: Any) -> int:
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.is_inference():
-        return 0
-    return value._version
+    return writings(value) if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else 0
 
 
 def _same(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ep_plugin.dynamics.activations import Activation, as_activation
+from ep_plugin.tensors import writings
 
 
 class Layer(nn.Module):
@@ -45,6 +46,7 @@ class Layer(nn.Module):
         if not bool(((gain > 0) & gain.isfinite()).all()):
             raise ValueError(f"gain is {gain.tolist()}; expected finite numbers above 0")
         self.register_buffer("gain", None if bool((gain == 1).all()) else gain, persistent=False)
+        self._positive: tuple[Tensor | None, int] = (None, 0)  # as it was when it was last asked
         self.activation = as_activation(activation)
         self.level = level
         if isinstance(threshold, nn.Parameter):
@@ -58,3 +60,15 @@ class Layer(nn.Module):
     def theta(self) -> Tensor:
         """The drive at which the state is 1, on the graph of a learnable threshold."""
         return self.threshold if self.gain is None else self.threshold / self.gain
+
+    def has_positive_threshold(self) -> bool:
+        """Whether the threshold is above 0. On a device that is asked only after something was written into it."""
+        threshold = self.threshold
+        if threshold.device.type == "cpu":
+            return threshold.item() > 0 if threshold.numel() == 1 else bool((threshold > 0).all())
+        seen, times = self._positive
+        if seen is not threshold or times != writings(threshold):
+            if not bool((threshold > 0).all()):
+                return False
+            self._positive = (threshold, writings(threshold))
+        return True
