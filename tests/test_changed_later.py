@@ -443,3 +443,98 @@ def test_a_device_is_asked_for_a_threshold_only_after_a_change(monkeypatch):
     threshold[1] = -1.0
     assert not layer.has_positive_threshold()
     assert not layer.has_positive_threshold()
+
+
+class Twice(nn.Module):
+    """One convolution of two signals: of the second the network has the linear part."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+        self.between, self.out = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(72, 3)
+        self.blocks = nn.ModuleList([snn.Leaky(beta=0.5), snn.Leaky(beta=0.5), snn.Leaky(beta=0.5)])
+
+    def forward(self, x):
+        first, _ = self.blocks[0](self.a(x), None)
+        second, _ = self.blocks[1](self.b(x), None)
+        spikes, _ = self.blocks[2](self.between(first + second), None)
+        return self.out(spikes.flatten(1))
+
+
+def extend(net):
+    net.append(nn.Linear(3, 2))
+
+
+def pool_more(net):
+    net[3].kernel_size = 1
+
+
+def average_pooled():
+    return ep.convert(net := convolutions(), max_pooling="average"), net, torch.rand(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (lambda: (ep.convert(net := plain_net()), net, torch.rand(4, 6)), extend, "'7' of the original was added"),
+        (average_pooled, pool_more, r"module '3' \(MaxPool2d\) of the original has other settings"),
+        (
+            lambda: (ep.convert(net := Twice()), net, torch.rand(4, 1, 8, 8)),
+            lambda net: net.blocks.append(nn.Identity()),
+            "module 'blocks.3' of the original was added",
+        ),
+        (
+            lambda: (ep.convert(net := Twice()), net, torch.rand(4, 1, 8, 8)),
+            lambda net: setattr(net, "forward", lambda x: net.out(x)),
+            "the model of the original was given a hook or a forward of its own",
+        ),
+    ],
+    ids=["append", "average pooling", "module list", "forward"],
+)
+def test_what_the_network_does_not_have_of_the_original_is_watched(make, change, message):
+    model, net, x = make()
+    model(x)
+    change(net)
+    with pytest.raises(ValueError, match=message):
+        model(x)
+
+
+def test_what_does_not_change_the_original_is_none_of_the_networks_business():
+    net, x = Twice(), torch.rand(4, 1, 8, 8)
+    model = ep.convert(net)
+    net.note, net.loss, net.converted = "a note", nn.MSELoss(), model
+    model(x)
+
+
+def shift(module):
+    module.bias = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: setattr(module, "padding_mode", "circular"),
+        lambda module: setattr(module, "weight", nn.Parameter(torch.ones(2, 2, 3, 3))),
+        shift,
+        lambda module: module.register_forward_hook(lambda _, args, out: 2 * out),
+        lambda module: torch.nn.utils.parametrize.register_parametrization(module, "weight", Doubled()),
+    ],
+    ids=["settings", "weight", "bias", "hook", "parametrized"],
+)
+def test_a_module_after_a_sum_is_followed_in_all_its_parts(change, bias):
+    net, other, x = Twice(), Twice(), torch.rand(4, 1, 8, 8)
+    if not bias:
+        net.between.bias = other.between.bias = None
+    model = ep.convert(net, encoder="graded")
+    alone = copy.deepcopy(model)
+    unchanged = model(x)
+    change(net.between)
+    change(other.between)
+    expected = ep.convert(other, encoder="graded")(x)
+    torch.testing.assert_close(model(x), expected)
+    assert not torch.equal(expected, unchanged)
+    torch.testing.assert_close(alone(x), unchanged)
+    change(alone.connections[0].module[-1])
+    torch.testing.assert_close(alone(x), expected)

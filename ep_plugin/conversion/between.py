@@ -1,6 +1,5 @@
 """Modules as they may stand between two neurons: affine, or piecewise so."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from ep_plugin.conversion.adapters import place_of
 from ep_plugin.conversion.functions import Function
 from ep_plugin.conversion.linear_functions import LinearFunction
-from ep_plugin.linear.base import register_linear
+from ep_plugin.linear.base import linear_copy, register_linear
 from ep_plugin.linear.connection import Connection, is_known
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
 
@@ -152,18 +151,15 @@ def without_offset(place: str, module: nn.Module) -> nn.Module:
         )
     if isinstance(module, FixedNormalization):
         return FixedNormalization(module.norm, offset=False)
-    linear: Any = copy.copy(module)
     if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
-        linear.value = 0.0
-        return linear
+        return linear_copy(module)
     if isinstance(module, LinearFunction):
         return LinearPart(module)
     known = type_before_parametrizations(module).__module__.startswith(("torch.", "ep_plugin."))
+    if known and "bias" in module._parameters:
+        return linear_copy(module)
     if known and getattr(module, "bias", None) is None:
         return module
-    if known and "bias" in module._parameters:
-        linear._parameters = {**module._parameters, "bias": None}
-        return linear
     return LinearPart(module)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ep_plugin.conversion.adapters import Neuron, place_of
 from ep_plugin.dynamics.layer import Layer
+from ep_plugin.linear.base import OF_EVERY_MODULE, same_objects, settings_of
 from ep_plugin.tensors import writings
 
 _CONVERT = "convert the model again"
@@ -80,6 +81,10 @@ class _Part:
     def __init__(self, name: str, module: nn.Module, parameters: set[nn.Parameter]) -> None:
         self.name, self.module, self.kind = name, module, type(module)
         self.children = dict(module._modules)
+        self.is_sequence = (
+            isinstance(module, (nn.Sequential, nn.ModuleList)) or type(module).__name__ == "SequentialState"
+        )
+        self.settings = self._settings()
         self.hooks = self._hooks()
         self.parameters = {name: p for name, p in module._parameters.items() if p in parameters}
 
@@ -105,6 +110,19 @@ class _Part:
                         f"network still has the former one; {_CONVERT}"
                     )
 
+            if self.is_sequence:
+                added = next(name for name in module._modules if name not in self.children)
+                raise ValueError(
+                    f"module {self._inside(added)!r} of the original was added after the conversion, and this network "
+                    f"does not have it; {_CONVERT}"
+                )
+        if not same_objects(settings := self._settings(), self.settings):
+            if len(settings) != len(self.settings) or any(map(_differ, settings, self.settings)):
+                raise ValueError(
+                    f"{place_of(self.name, module)} of the original has other settings since the conversion, and this "
+                    f"network has something else in its place; {_CONVERT}"
+                )
+            self.settings = settings
         if self._hooks() != self.hooks:
             place = place_of(self.name, module) if self.name else "the model"
             raise ValueError(
@@ -112,6 +130,11 @@ class _Part:
                 "and this network does not call it; undo it, hook this network or a module with weights instead, or "
                 f"{_CONVERT}, which sees forward hooks"
             )
+
+    def _settings(self) -> list[Any]:
+        """Of PyTorch's own modules with a computation: of pooling that became another one, or of a layer twice used."""
+        module = self.module
+        return [] if self.children or not type(module).__module__.startswith("torch.nn.") else settings_of(module)
 
     def _hooks(self) -> list[Any]:
         m = self.module
@@ -183,7 +206,7 @@ class _Taken:
         for module in self.modules:
             found.append((type(module), 0))
             for name, value in vars(module).items():
-                if name in _OF_EVERY_MODULE:
+                if name in OF_EVERY_MODULE:
                     continue
                 for v in value if isinstance(value, tuple) else (value,):
                     found.append((v, _writings(v)))
@@ -192,11 +215,12 @@ class _Taken:
         return found
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
 def _writings(value: Any) -> int:
     return writings(value) if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else 0
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return one is not other and (isinstance(one, Tensor) or one != other)
 
 
 def _same(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:

@@ -242,19 +242,52 @@ def back(function: Callable[..., Tensor], y: Tensor, shape: Sequence[int], tenso
     return found if follows else found.detach()
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def settings_of(module: nn.Module) -> list[Any]:
-    """What a module is besides the values of its tensors: its type, attributes, and which parameters it has.
+    """What a module is besides the values of its tensors: its type, attributes and parameters.
 
     They are compared by identity (`same_objects`), which asks nothing of them and is quick.
     """
     own = vars(module)
-    found: list[Any] = [type(module), *(own[name] for name in own if name not in _OF_EVERY_MODULE)]
+    found: list[Any] = [type(module), *(own[name] for name in own if name not in OF_EVERY_MODULE)]
     for name, parameter in module._parameters.items():
-        found += (name, parameter is None)
+        found += (name, parameter)
     return found
+
+
+def linear_copy(module: nn.Module) -> Any:
+    """A second one of a module of PyTorch's, without its offset; parameters, hooks and all else are shared.
+
+    It follows what is set in the first one (`follow`).
+    """
+    made: Any = nn.Module.__new__(nn.Module)  # copy.copy does not take parametrized ones
+    vars(made)["copied_from"] = (module,)  # a tuple, so that it is no submodule
+    follow(made)
+    return made
+
+
+def follow(made: Any) -> None:
+    """Makes a `linear_copy` anew, after the module that it is a copy of; what is none stays as it is.
+
+    Raises:
+        ValueError: the module has an offset that cannot be left out.
+    """
+    (module,) = vars(made).get("copied_from", (None,))
+    if module is None:
+        return
+    made.__class__ = type(module)
+    vars(made).update(vars(module))
+    if hasattr(module, "value"):  # of a padding
+        made.value = 0.0
+    elif getattr(module, "bias", None) is not None:
+        if "bias" not in module._parameters:
+            raise ValueError(
+                f"the bias of a {type(module).__name__} that follows a sum between neurons is parametrized, so that it "
+                "cannot be left out of the sum's other parts; parametrize the weight alone, or convert the model again"
+            )
+        made._parameters = {**module._parameters, "bias": None}
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from ep_plugin.linear.base import (
     LinearMap,
     Tensors,
     at_least_float32,
+    follow,
     is_hooked,
     is_hooked_backward,
     laid_out,
@@ -72,6 +73,8 @@ class Connection(nn.Module):
         made_of = [part for leaf in leaves for part in _made_of(leaf)]
         if self._made_of and same_objects(made_of, self._made_of):
             return
+        for leaf in leaves:
+            follow(leaf)
         self._maps = _composition(leaves)
         with torch.no_grad():
             self._sizes = [len(m.tensors()) for m in self._maps]
@@ -266,7 +269,8 @@ def _flat(module: nn.Module, hooked: bool = False) -> list[nn.Module]:
 
 def _made_of(leaf: nn.Module) -> list[Any]:
     """All that the leaf's map depends on, but for the values of its tensors."""
-    return [part for m in leaf.modules() for part in (m, is_hooked(m), is_hooked_backward(m), *settings_of(m))]
+    involved = (*leaf.modules(), *vars(leaf).get("copied_from", ()))
+    return [part for m in involved for part in (m, is_hooked(m), is_hooked_backward(m), *settings_of(m))]
 
 
 def _composition(found: list[nn.Module]) -> list[LinearMap]:
