@@ -147,7 +147,8 @@ class ConvergentNetwork(nn.Module):
                 `time_varying`, `time_axis`.
 
         Returns:
-            A network in the same mode (training or evaluation).
+            A network in the same mode (training or evaluation). Later modes are shared too: `train()` or `eval()` of
+            one counts for the other from its next call on.
 
         Raises:
             ValueError: a setting is out of its range.
@@ -298,6 +299,7 @@ class ConvergentNetwork(nn.Module):
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
+        self._follow_mode()
         if self.origin is not None:
             self.origin.check(self)
         require_unhooked(self._layers(), self._edges())
@@ -317,6 +319,16 @@ class ConvergentNetwork(nn.Module):
         frames = tuple(at_least_float32(d).unflatten(0, x.shape[:2]).repeat_interleave(steps, 0) for d in drives)
         seen = len(frames[0]) // 2
         return self._system(tuple(f[seen:].mean(0) for f in frames), frames)
+
+    def _follow_mode(self) -> None:
+        """Takes the mode of the modules that others have too, where these all have the other one.
+
+        The original's `eval()` and `train()` reach what this network shares with it, and a variant's all but the
+        network itself.
+        """
+        shared = (self.origin.shared if self.origin is not None else None) or self._layers()
+        if all(module.training is not self.training for module in shared):
+            self.train(not self.training)
 
     def _system(self, drives: tuple[Tensor, ...], frames: tuple[Tensor, ...] | None) -> System:
         layers, edges = self._layers(), self._edges()

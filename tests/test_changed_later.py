@@ -538,3 +538,65 @@ def test_a_module_after_a_sum_is_followed_in_all_its_parts(change, bias):
     torch.testing.assert_close(alone(x), unchanged)
     change(alone.connections[0].module[-1])
     torch.testing.assert_close(alone(x), expected)
+
+
+def fixed_events():
+    torch.manual_seed(0)
+    net = plain_net()
+    net.insert(3, nn.Dropout())
+    model = ep.convert(net, encoder=ep.AdaptiveDelta(event_weight="fixed"))
+    for _ in range(3):
+        gradients(model)
+    return net, model
+
+
+def moves(model):
+    """Whether a batch moves the constants of fixed events."""
+    before = model.event_weights.values.clone()
+    model(5 * torch.rand(4, 6))
+    return not torch.equal(model.event_weights.values, before)
+
+
+def test_the_originals_mode_reaches_the_network():
+    net, model = fixed_events()
+    for mode in (False, True, False):
+        net.train(mode)
+        assert moves(model) is mode
+        assert {m.training for m in model.modules()} == {mode}
+    model.train()
+    assert moves(model)
+    model.eval()
+    net.train()  # which never was in evaluation itself
+    assert moves(model)
+
+
+def test_a_variants_mode_is_that_of_its_network():
+    _, model = fixed_events()
+    by_hand = ep.ConvergentNetwork(nn.Linear(6, 8), [ep.Layer()], [])
+    for own in (model, copy.deepcopy(model), by_hand):
+        other = own.eval().variant(observe="membrane")
+        for switched, follows in ((own, other), (other, own)):
+            for mode in (True, False):
+                switched.train(mode)
+                follows(torch.rand(4, 6))
+                assert {m.training for m in follows.modules()} == {mode}
+    model.eval()
+    assert not moves(model.variant(observe="membrane"))
+
+
+def test_mixed_modes_stay():
+    net, model = fixed_events()
+    model.train()
+    net[3].eval()
+    assert moves(model)
+    assert not net[3].training
+    assert model.training
+    model.event_weights.eval()
+    assert not moves(model)
+    net.eval()
+    net[3].train()  # dropout as a measure of doubt
+    model.eval()
+    model.connections[0].module[1].train()
+    assert not moves(model)
+    assert net[3].training
+    assert not model.training

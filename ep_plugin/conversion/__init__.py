@@ -98,8 +98,10 @@ def convert(
         output: which of several outputs: an index, a key, or a tuple of these as a path.
 
     Returns:
-        The network, in the modes (training or evaluation) of the model and its modules. It refuses to run after a
-        module that it shares with the original has been replaced in the original.
+        The network, in the modes (training or evaluation) of the model and its modules; `net.eval()` and `net.train()`
+        count for it from its next call on. What is changed in the original later counts here too, or the network
+        refuses to run and says what it does not follow: a module or parameter replaced, a neuron's new threshold, a
+        hook on what it does not call.
 
     Raises:
         TypeError: `net` is not an `nn.Module`, or `example_input` is not a tensor of floating point numbers.

@@ -26,6 +26,9 @@ class Origin:
         network: what was made of it.
         neurons: of each layer, in their order: the name in the original, the neuron, and a function that tells what
             the layer takes over of it.
+
+    Attributes:
+        shared: the modules that the network shares with the original.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Origin:
         shared, parameters = set(network.modules()), set(network.parameters())
         self.names = {id(p): name for name, p in net.named_parameters() if p in parameters}
         self._parts = [_Part(name, m, parameters) for name, m in net.named_modules() if m not in shared]
+        self.shared = [m for m in net.modules() if m in shared]
         layers: Any = network.layers
         self._neurons = [
             _Taken(name, neuron, describe, layer, [m for m in neuron.modules() if m not in shared])
