@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, Literal, overload
 
 import torch
@@ -23,6 +22,7 @@ from ep_plugin.network_checks import (
     check_graph,
     check_input,
     check_settings,
+    checked_part,
     layer_shapes,
     misfit,
     require_finite_states,
@@ -33,6 +33,7 @@ from ep_plugin.network_checks import (
 )
 from ep_plugin.profiling import section
 from ep_plugin.settings import Settings, setting
+from ep_plugin.spelling import refuse_misspelled
 from ep_plugin.tensors import in_the_type_of, outside_autocast
 from ep_plugin.validation import require_finite
 
@@ -120,12 +121,11 @@ class ConvergentNetwork(nn.Module):
         self.stem = stem
         self.layers = nn.ModuleList(layers)
         self.connections = nn.ModuleList(connections)
-        self.readout = _Equilibria() if readout is None else readout
-        self.driven = tuple(driven)
-        self.read = (len(layers) - 1,) if read is None else tuple(read)
-        check_graph(len(layers), connections, self.driven, self.read)
-        levels = [l if layer.level is None else layer.level for l, layer in enumerate(layers)]
-        self.levels = tuple(level - min(levels) for level in levels)
+        self.readout: nn.Module = readout  # type: ignore[assignment]
+        self.driven: tuple[int, ...] = driven  # type: ignore[assignment]
+        self.read: tuple[int, ...] = (max(len(layers) - 1, 0),) if read is None else read  # type: ignore[assignment]
+        self._graph = self._present_graph()
+        check_graph(self._layers(), self._edges(), self.driven, self.read)
         self.event_weights: EventWeights | None = None
         self._configure(
             Settings(
@@ -171,6 +171,13 @@ class ConvergentNetwork(nn.Module):
         if is_fixed(self.encoder):
             self.event_weights = EventWeights(len(self.layers), self.steps, self._found_with())
             self.event_weights.to(self._layers()[0].threshold.device).train(self.training)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Of every layer, how many feedback steps it stands above the lowest."""
+        levels = [l if layer.level is None else layer.level for l, layer in enumerate(self._layers())]
+        least = min(levels)
+        return tuple(level - least for level in levels)
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -299,6 +306,7 @@ class ConvergentNetwork(nn.Module):
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
+        self._check_graph_again()
         self._follow_mode()
         if self.origin is not None:
             self.origin.check(self)
@@ -353,9 +361,36 @@ class ConvergentNetwork(nn.Module):
         return system
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not hasattr(self, name) and (near := get_close_matches(name, Settings.__dataclass_fields__, 1, 0.8)):
-            raise AttributeError(f"a network has no setting {name!r}; expected {near[0]!r}")
-        super().__setattr__(name, value)
+        settings = vars(self).get("settings")
+        refuse_misspelled(self, "a network has no setting", name, Settings.__dataclass_fields__)
+        if name == "levels":
+            raise AttributeError("levels follow from the layers; set model.layers[i].level")
+        if settings is not None and not hasattr(self, name) and (whole := settings.owner_of(name)):
+            kind = type(getattr(settings, whole)).__name__
+            raise AttributeError(f"a network has no setting {name!r}; set model.{whole} = {kind}({name}=...)")
+        super().__setattr__(name, checked_part(name, _Equilibria() if name == "readout" and value is None else value))
+
+    def _present_graph(self) -> list[Any]:
+        """All that `check_graph` and `check_settings` look at."""
+        found: list[Any] = [self.driven, self.read]
+        for layer in self._layers():
+            found += (layer, getattr(layer, "level", None), getattr(layer, "activation", None))
+        for c in self._edges():
+            found += (c, getattr(c, "source", None), getattr(c, "target", None))
+        return found
+
+    def _check_graph_again(self) -> None:
+        """Once layers, connections or what they join have changed."""
+        if (graph := self._present_graph()) == self._graph:
+            return
+        check_graph(self._layers(), self._edges(), self.driven, self.read)
+        self._configure(self.settings)
+        if self.event_weights is not None and self.event_weights.values.shape[1] != len(self.layers):
+            raise ValueError(
+                f"the fixed event weights were found with {self.event_weights.values.shape[1]} layers, and there are "
+                f"{len(self.layers)}; find them anew: model.reset_event_weights(), and some training steps"
+            )
+        self._graph = graph
 
     def _configure(self, settings: Settings) -> None:
         settings.between(max(self.levels))

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,16 @@ from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.linear.base import is_hooked, is_hooked_backward
 from ep_plugin.linear.connection import Connection
 from ep_plugin.settings import Settings
-from ep_plugin.validation import expected_input, require_finite
+from ep_plugin.validation import count, expected_input, require_finite
 
 
-def check_graph(layers: int, connections: Sequence[Connection], driven: Sequence[int], read: Sequence[int]) -> None:
+def check_graph(
+    own: Sequence[Layer], connections: Sequence[Connection], driven: Sequence[int], read: Sequence[int]
+) -> None:
+    layers = len(own)
+    for l, layer in enumerate(own):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{l}] is {type(layer).__name__}(...); expected Layer(...)")
     if layers == 0:
         raise ValueError("the network has no layer of neurons; expected at least one")
     for what, chosen in (("driven", driven), ("read", read)):
@@ -40,6 +47,27 @@ def check_graph(layers: int, connections: Sequence[Connection], driven: Sequence
             f"no connection leads from the driven layers ({', '.join(map(str, driven))}) to layer {missing[0]}; "
             f"expected one, or {missing[0]} among the driven layers"
         )
+
+
+def checked_part(name: str, value: Any) -> Any:
+    """What is to become an attribute of a network, as it may be.
+
+    Raises:
+        TypeError: a part of a network is of a wrong type.
+    """
+    if name in ("stem", "readout") and not isinstance(value, nn.Module):
+        raise TypeError(f"the {name} is {value!r}; expected an nn.Module")
+    if name in ("layers", "connections"):
+        if not isinstance(value, (nn.ModuleList, list, tuple)):
+            raise TypeError(f"the {name} are {value!r}; expected a list")
+        return value if isinstance(value, nn.ModuleList) else nn.ModuleList(value)
+    if name in ("driven", "read"):
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} is {value!r}; expected the numbers of one or more layers, such as (0,)")
+        return tuple(count(f"a number in {name}", l, least=0) for l in value)
+    if name == "settings" and not isinstance(value, Settings):
+        raise TypeError(f"settings is {value!r}; expected Settings, or one of them set: model.encoder = ...")
+    return value
 
 
 def require_unhooked(layers: Sequence[Layer], connections: Sequence[Connection]) -> None:

@@ -65,6 +65,11 @@ class Settings:
             )
         return self.feedback
 
+    def owner_of(self, name: str) -> str | None:
+        """Which of the settings has a field of that name: "estimator" of "beta"."""
+        parts = ("estimator", "relaxation", "encoder")
+        return next((p for p in parts if name in getattr(type(getattr(self, p)), "__dataclass_fields__", ())), None)
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for checkpoints and records: all that inference depends on, whatever the input's layout."""
         feedback = list(self.feedback) if isinstance(self.feedback, tuple) else self.feedback

@@ -1,12 +1,16 @@
 """A layer of neurons."""
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ep_plugin.dynamics.activations import Activation, as_activation
+from ep_plugin.spelling import refuse_misspelled
 from ep_plugin.tensors import writings
+from ep_plugin.validation import count, positive
 
 
 class Layer(nn.Module):
@@ -21,8 +25,11 @@ class Layer(nn.Module):
         gain: how large a steady input has become when it meets the threshold (more than 1 where a synapse sums up its
             input). A number above 0, or a tensor that broadcasts like the threshold. It is not trained.
 
+    Each of them can also be set later, a threshold or gain by a number too.
+
     Raises:
         ValueError: a threshold or gain is not above 0, or the activation's name is unknown.
+        TypeError: a level is not a whole number.
 
     Example:
         >>> layer = ep.Layer(threshold=nn.Parameter(torch.ones(10)), activation="sigmoid")
@@ -47,7 +54,7 @@ class Layer(nn.Module):
             raise ValueError(f"gain is {gain.tolist()}; expected finite numbers above 0")
         self.register_buffer("gain", None if bool((gain == 1).all()) else gain, persistent=False)
         self._positive: tuple[Tensor | None, int] = (None, 0)  # as it was when it was last asked
-        self.activation = as_activation(activation)
+        self.activation: Activation = as_activation(activation)
         self.level = level
         if isinstance(threshold, nn.Parameter):
             self.threshold = threshold
@@ -55,6 +62,16 @@ class Layer(nn.Module):
             self.register_buffer("threshold", torch.as_tensor(threshold, dtype=torch.get_default_dtype()))
         if not bool((self.threshold > 0).all()):
             raise ValueError(f"threshold is {threshold!r}; expected numbers above 0")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_misspelled(self, "a layer has no attribute", name, ("threshold", "activation", "level", "gain"))
+        if name == "activation":
+            value = as_activation(value)
+        elif name == "level":
+            value = None if value is None else count("level", value, least=-sys.maxsize)
+        elif name in self._buffers and (value is not None or name == "threshold") and not isinstance(value, Tensor):
+            value = torch.as_tensor(positive(name, value)).to(self.threshold)
+        super().__setattr__(name, value)
 
     @property
     def theta(self) -> Tensor:

@@ -27,6 +27,8 @@ from ep_plugin.linear.convolution import symmetric_padding
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
 from ep_plugin.linear.pooling import MaxPool
 from ep_plugin.linear.separate import SeparateFeedback
+from ep_plugin.spelling import refuse_misspelled
+from ep_plugin.validation import count
 
 _CHANGE: dict[type[nn.Module], type[nn.Module]] = {
     nn.modules.batchnorm._BatchNorm: FixedNormalization,
@@ -52,7 +54,8 @@ class Connection(nn.Module):
             through K + K^T).
 
     Raises:
-        ValueError: a module is not known to be affine.
+        ValueError: a module is not known to be affine, or an index is below 0.
+        TypeError: an index is not a whole number, or the module is not an `nn.Module`.
 
     Example:
         >>> layers = [ep.Layer()]
@@ -66,6 +69,14 @@ class Connection(nn.Module):
         self.source, self.target = source, target
         self._made_of: list[Any] = []
         self._compose()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_misspelled(self, "a connection has no attribute", name, ("module", "source", "target"))
+        if name in ("source", "target"):
+            value = count(f"the {name} of a connection", value, least=0)
+        elif name == "module" and not isinstance(value, nn.Module):
+            raise TypeError(f"the module of a connection is {value!r}; expected an nn.Module")
+        super().__setattr__(name, value)
 
     def _compose(self) -> None:
         """The maps of the modules as they are now: one may have been replaced, parametrized, hooked or set since."""
