@@ -140,6 +140,8 @@ def layer_shapes(
         try:
             shape = connection.shapes(shapes[i])[-1]
         except RuntimeError as error:
+            if (types := mixed_types(connection)) is not None:
+                raise ValueError(f"the connection {i} -> {j} {types}") from error
             raise ValueError(
                 f"the connection {i} -> {j} does not fit layer {i}, which has the shape {list(shapes[i])} "
                 f"for this input: {error}"
@@ -194,6 +196,10 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"the input is a {type(x).__name__}; expected a tensor [{_words(['...'], time_axis)}]")
+    if x.layout != torch.strided:
+        raise TypeError(f"the input is sparse ({x.layout}); expected a dense tensor: x.to_dense()")
+    if any(p.is_complex() for p in stem.parameters()):
+        raise TypeError("the network's weights are complex, and its neurons have real states; expected real weights")
     if not x.is_floating_point():
         raise TypeError(
             f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
@@ -221,9 +227,23 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
         raise ValueError(f"the input holds NaN or infinite values{_where(x, time_axis)}; expected finite numbers")
 
 
+def mixed_types(module: nn.Module) -> str | None:
+    """In words: which weights of a module are of another type than its others; None if there are none."""
+    found = [(name, p.dtype) for name, p in module.named_parameters()]
+    other = next(((name, kind) for name, kind in found if kind != found[0][1]), None)
+    if other is None:
+        return None
+    return (
+        f"has weights of several types, {found[0][0]!r} {found[0][1]} and {other[0]!r} {other[1]}; expected one, such "
+        f"as model.to({found[0][1]})"
+    )
+
+
 def misfit(x: Tensor, stem: nn.Module, error: RuntimeError) -> ValueError:
     """What to say of an input that the modules before the first neuron do not take."""
     weight = next((p for p in stem.parameters() if p.is_floating_point()), x)
+    if (types := mixed_types(stem)) is not None:
+        return ValueError(f"what stands before the first neuron {types}")
     if x.dtype != weight.dtype:
         return ValueError(
             f"the input has the type {x.dtype} and the network's weights {weight.dtype}; expected one of both: "

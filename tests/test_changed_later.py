@@ -693,3 +693,21 @@ def test_parts_of_a_network_that_fit_count():
 def test_a_connection_has_whole_numbers(source):
     with pytest.raises((TypeError, ValueError), match=r"the source of a connection is .*expected a whole number"):
         ep.Connection(nn.Linear(2, 2), source, 1)
+
+
+def test_types_that_do_not_go_together_are_named():
+    model = ep.convert(plain_net())
+    model.connections[0].module[2].half()
+    message = r"0 -> 1 has weights of several types, 'module\.0\.weight' torch\.float32 and 'module\.2\.weight'"
+    with pytest.raises(ValueError, match=message):
+        model(torch.rand(4, 6))
+    with pytest.raises(TypeError, match=r"the input is sparse .*x\.to_dense\(\)"):
+        ep.convert(plain_net())(torch.rand(4, 6).to_sparse())
+    net = plain_net()
+    model = ep.convert(net)
+    for part in net:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(torch.complex64)
+    for run in (lambda: model(torch.rand(4, 6)), lambda: ep.convert(net)):
+        with pytest.raises(TypeError, match="weights are complex"):
+            run()

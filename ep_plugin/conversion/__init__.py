@@ -129,6 +129,8 @@ def convert(
         raise ValueError(f"module {scripted!r} {_SCRIPTED}")
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError(f"the model {_SCRIPTED}")
+    if any(p.is_complex() for p in (*net.parameters(), *net.buffers())):
+        raise TypeError("the model's weights are complex, and neurons have real states; expected real weights")
     found = [(name, m, a) for name, m in net.named_modules() if (a := adapters.find_adapter(m)) is not None]
     if not found:
         raise ValueError(
