@@ -42,10 +42,10 @@ class EquilibriumPropagation:
 
     Args:
         beta: length of the force, in units of the state, from 1e-30 to 1e30. The error of the gradient falls with
-            beta squared (symmetric) or beta (one-sided), and a small beta loses nothing. But a neuron that is beyond its bound
-            only answers to a force that carries it back: where the last neuron is the output, a small beta leaves
-            dead outputs dead (snnTorch's tutorial 5, 50 steps: the loss falls to .52 of its start with .01, to
-            .32 with .1, to .16 with .3). A large beta pushes neurons over the kinks of their activation.
+            beta squared (symmetric) or beta (one-sided), and a small beta loses nothing. But a neuron that is
+            beyond its bound only answers to a force that carries it back: where the last neuron is the output, a
+            small beta leaves dead outputs dead (snnTorch's tutorial 5, 50 steps: the loss falls to .52 of its start
+            with .01, to .32 with .1, to .16 with .3). A large beta pushes neurons over the kinks of their activation.
         steps: number of steps of the nudged phases. None chooses it from the network's depth and encoder.
         nudging: "positive", "negative" and "random_sign" (drawn for each sample from PyTorch's global generator)
             contrast one nudged phase with the free one; "symmetric" contrasts +beta with -beta.

@@ -148,8 +148,8 @@ def residual(
         The net, with neurons of snnTorch that hold their state.
 
     Raises:
-        ValueError: an unknown pooling, a number that is out of its range, not as many channels as blocks, or an image too
-            small for the poolings.
+        ValueError: an unknown pooling, a number that is out of its range, not as many channels as blocks, or an
+            image too small for the poolings.
         TypeError: a number has a wrong type.
 
     Example:
