@@ -285,17 +285,18 @@ def require_positive_thresholds(layers: Sequence[Layer]) -> None:
     Raises:
         ValueError: which layer's.
     """
-    learnable = [layer.threshold for layer in layers if layer.threshold.requires_grad and not layer.threshold.is_meta]
+    thresholds = [layer.threshold for layer in layers]
+    learnable = [t for t in thresholds if t.requires_grad and not t.is_meta]
     if learnable and not bool(torch.stack([(t > 0).all() for t in learnable]).all()):
         raise ValueError(
             "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
             "learning rate or clamp it after each step"
         )
-    for l, layer in enumerate(layers):
-        if layer.threshold.requires_grad or layer.threshold.is_meta or layer.has_positive_threshold():
+    for l, (layer, threshold) in enumerate(zip(layers, thresholds, strict=True)):
+        if threshold.requires_grad or threshold.is_meta or layer.has_positive_threshold():
             continue
         raise ValueError(
-            f"the threshold of layer {l} is {layer.threshold.min().item():g}, where a neuron has no equilibrium; "
+            f"the threshold of layer {l} is {threshold.min().item():g}, where a neuron has no equilibrium; "
             "expected numbers above 0"
         )
 
