@@ -98,6 +98,7 @@ PAPER = {
     "estimator": "FullPhaseEP(beta=5.0, steps=8, nudging='symmetric')",
 }
 RECIPE_SETTINGS = {  # word in a recipe's name -> what it changes
+    "cifar10-small": {"feedback": 0.01},
     "bptt-same-dynamics": {"estimator": "BackpropThroughTime()"},
     "feedforward": {
         "encoder": "Graded()",

@@ -60,6 +60,9 @@ def attach(outputs: Sequence[Tensor], system: System, gradients: Gradients) -> t
     Returns:
         The outputs, on the graph.
 
+    Raises:
+        RuntimeError: it is called within a transform of `torch.func`.
+
     Example:
         >>> from ep_plugin.estimators.estimator import attach
         >>> system = model.system(x)

@@ -21,7 +21,7 @@ def advised(net):
     """The help(...) calls that a conversion's warning advises."""
     with pytest.warns(ep.ConversionWarning) as told:
         ep.convert(net)
-    return re.findall(r"help\([\w.]+\)", str(told[0].message))
+    return re.findall(r"help\('[\w.]+'\)", str(told[0].message))
 
 
 @pytest.mark.parametrize(
