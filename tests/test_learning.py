@@ -188,19 +188,23 @@ def test_deep_nets_learn(hidden, least, mnist):
 
 @pytest.mark.parametrize(("name", "data"), [("mnist-2c2fc", "MNIST"), ("fashion-mnist-2c2fc", "FashionMNIST")])
 def test_weights_that_were_trained_to_the_end(name, data, data_dir):
-    """The nets that come with the package, 8 and 15 epochs old."""
+    """Nets that come with the package, twelve epochs old: in FashionMNIST's the default steps lose a little."""
     module = getattr(ep, f"{data}DataModule")(data_dir)
     images = module.load()
     model = ep.pretrained(name)
-    reference = model.variant(encoder="graded", relaxation=ep.Relaxation(40), estimator=ep.BackpropThroughTime())
+    reference = model.variant(encoder="graded", relaxation=ep.Relaxation(60), estimator=ep.BackpropThroughTime())
     assert reference.free_phase(images[1][0][:256]).residual.max() < 1e-5
-    cosine, ratios = agreement(
-        f"{name}, feedback {model.feedback}",
-        *(gradients(m, model, (None, None, images[1])) for m in (model, reference)),
-    )
+    exact = gradients(reference, model, (None, None, images[1]))
+    longer = model.variant(relaxation=ep.Relaxation(6), estimator=ep.EquilibriumPropagation(steps=6))
+    for steps, network, least in (("default", model, 0.9), ("six", longer, 0.99)):
+        cosine, ratios = agreement(
+            f"{name}, feedback {model.feedback}, {steps} steps",
+            gradients(network, model, (None, None, images[1])),
+            exact,
+        )
+        assert cosine >= least
+        assert all(0.7 <= r <= 1.3 for r in ratios)
     print(f"\n{name}: test error {1 - accuracy(model, (None, None, images[1])):.2%}", end="")
-    assert cosine >= 0.95
-    assert all(0.7 <= r <= 1.3 for r in ratios)
 
 
 def test_a_long_training_keeps_its_gradient(data_dir):
