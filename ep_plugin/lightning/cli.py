@@ -140,7 +140,8 @@ class _CommandLine(LightningCLI):
                 raise
             if self.trainer.is_global_zero:
                 with suppress(OSError):  # the terminal may have been closed
-                    print(stopped(self.trainer, self._given, stopping.checkpoint), file=sys.stderr)
+                    told = stopped(self.trainer, self._given, stopping.checkpoint, stopping.started)
+                    print(told, file=sys.stderr)
             raise SystemExit(128 + stopping.signal) from None
         if self.trainer.is_global_zero:
             print(ending(self.trainer, self._given))

@@ -38,13 +38,16 @@ def ending(trainer: L.Trainer, arguments: Sequence[str]) -> str:
     return f"{done} Checkpoint: {_from_here(kept[0])}. {commands}"
 
 
-def stopped(trainer: L.Trainer, arguments: Sequence[str], checkpoint: Path | None) -> str:
+def stopped(
+    trainer: L.Trainer, arguments: Sequence[str], checkpoint: Path | None, started: float = float("inf")
+) -> str:
     """Where a training was stopped, and the command that goes on from its newest checkpoint.
 
     Args:
         trainer: whose fit was stopped.
         arguments: of the command, such as `--config FILE`.
         checkpoint: what was written when it was stopped, if it was.
+        started: when the training began to write checkpoints, in seconds of the system's clock.
 
     Returns:
         A line.
@@ -54,7 +57,7 @@ def stopped(trainer: L.Trainer, arguments: Sequence[str], checkpoint: Path | Non
     """
     done = f"Stopped in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}"
     others = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []  # that it went on from
-    kept = [checkpoint] if checkpoint else [*_kept(trainer), *others]
+    kept = [checkpoint] if checkpoint else [*_kept(trainer), *_lying(trainer, started), *others]
     if not kept:
         return f"{done}. No checkpoint had been kept, so that it begins anew when it is started again."
     newest = _newest(kept)
@@ -75,6 +78,12 @@ def _kept(trainer: L.Trainer) -> list[Path]:
     names = ("best_model_path", "last_model_path")
     found = [getattr(keeper, name, "") for keeper in trainer.checkpoint_callbacks for name in names]
     return [path for path in map(Path, filter(None, found)) if path.is_file()]
+
+
+def _lying(trainer: L.Trainer, started: float) -> list[Path]:
+    """What this training has written: a keeper that is stopped while it writes has let go of what it kept before."""
+    places = {Path(place) for keeper in trainer.checkpoint_callbacks if (place := getattr(keeper, "dirpath", None))}
+    return [path for place in places for path in place.glob("*.ckpt") if path.stat().st_mtime >= started]
 
 
 def _newest(paths: Iterable[Path]) -> Path:

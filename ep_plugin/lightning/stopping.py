@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +27,14 @@ class Stopping(L.Callback):
     Attributes:
         signal: the number of the one that came; None before.
         checkpoint: what was written then, if it was.
+        started: the time since which this training writes checkpoints, in seconds of the system's clock.
     """
 
     signal: int | None = None
     checkpoint: Path | None = None
 
     def __init__(self) -> None:
+        self.started = time.time()
         self._training = False  # from a batch to the end of the epoch's batches
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -1,6 +1,8 @@
 """A training that a signal stops goes on from there, bit by bit the one that was never stopped."""
 
+import os
 import signal
+import time
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,6 +12,7 @@ import torch
 from resumed import fit, make_task
 from test_resume import assert_same
 
+from ep_plugin.lightning.ending import stopped
 from ep_plugin.lightning.stopping import Stopped, Stopping
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -90,3 +93,17 @@ def test_signals_that_are_ignored_stay_so():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced_is_named(tmp_path):
+    """A keeper that is stopped while it writes the next one names that, which is not there."""
+    started, kept = time.time() - 10, tmp_path / "epoch=0-step=2.ckpt"
+    kept.write_text("")
+    old = tmp_path / "of-another-run.ckpt"
+    old.write_text("")
+    os.utime(old, (started - 60, started - 60))
+    keeper = SimpleNamespace(best_model_path=str(tmp_path / "epoch=1-step=4.ckpt"), dirpath=str(tmp_path))
+    trainer = SimpleNamespace(checkpoint_callbacks=[keeper], current_epoch=1, global_step=4, ckpt_path=None)
+    assert f"Checkpoint: {kept}. Resume: ep-plugin fit" in stopped(trainer, [], None, started)
+    kept.unlink()
+    assert "No checkpoint had been kept" in stopped(trainer, [], None, started)
