@@ -18,6 +18,14 @@ from ep_plugin.lightning.stopping import Stopped, Stopping
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is heard, also where the tests are a shell's background job, which inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Press(L.Callback):
     """A signal in a batch."""
 
@@ -30,7 +38,7 @@ class Press(L.Callback):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 9], ids=lambda n: f"batch {n} of three epochs of five")
-def test_it_goes_on_from_the_batch_in_which_it_was_stopped(batch, tmp_path):
+def test_it_goes_on_from_the_batch_in_which_it_was_stopped(batch, tmp_path, heeded):
     def make():
         return make_task(0.2, "cosine", encoder="bernoulli")
 
