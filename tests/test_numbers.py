@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import snntorch as snn
 import torch
+from changed_nets import plain_net
 from torch import nn
 
 import ep_plugin as ep
@@ -182,3 +183,56 @@ def test_a_flag_is_no_number():
 def test_a_whole_number_beyond_all_floats():
     with pytest.raises(ValueError, match=r"a is 1000.*; expected a finite number"):
         finite_number("a", 10**400)
+
+
+SCALARS = [np.float64, np.float32, torch.tensor, lambda n: np.asarray(n)]
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=["float64", "float32", "tensor", "array"])
+def test_scalars_of_numpy_and_pytorch_are_numbers(scalar):
+    number, whole = scalar(0.5), np.int64(3) if scalar in (np.float32, np.float64) else scalar(3)
+    for made, expected in (
+        (ep.Relaxation(whole, step_size=number), ep.Relaxation(3, step_size=0.5)),
+        (ep.EquilibriumPropagation(number, whole), ep.EquilibriumPropagation(0.5, 3)),
+        (ep.FullPhaseEP(number, whole), ep.FullPhaseEP(0.5, 3)),
+        (ep.ImplicitDifferentiation(number, whole), ep.ImplicitDifferentiation(0.5, 3)),
+        (ep.AdaptiveDelta(digits=whole), ep.AdaptiveDelta(digits=3)),
+        (ep.PredictiveSigmaDelta(number), ep.PredictiveSigmaDelta(0.5)),
+    ):
+        assert repr(made) == repr(expected)
+    assert ep.convert(plain_net(), feedback=number).feedback == 0.5
+    with pytest.raises(TypeError, match="expected a whole number"):
+        ep.Relaxation(number)
+    with pytest.raises(TypeError, match="expected a number"):
+        ep.EquilibriumPropagation(np.array([0.1, 0.2]))
+
+
+def test_an_input_of_another_type_or_with_a_bad_sample_is_named():
+    model = ep.convert(plain_net())
+    with pytest.raises(
+        ValueError, match=r"the input has the type torch\.float64 and the network's weights torch\.float32"
+    ):
+        model(torch.rand(4, 6).double())
+    model(torch.rand(4, 6).double().to(torch.float32))
+    x = torch.rand(4, 6)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite values in sample 2 of 4 \(1 in all\)"):
+        model(x)
+
+
+def test_types_that_do_not_go_together_are_named():
+    model = ep.convert(plain_net())
+    model.connections[0].module[2].half()
+    message = r"0 -> 1 has weights of several types, 'module\.0\.weight' torch\.float32 and 'module\.2\.weight'"
+    with pytest.raises(ValueError, match=message):
+        model(torch.rand(4, 6))
+    with pytest.raises(TypeError, match=r"the input is sparse .*x\.to_dense\(\)"):
+        ep.convert(plain_net())(torch.rand(4, 6).to_sparse())
+    net = plain_net()
+    model = ep.convert(net)
+    for part in net:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(torch.complex64)
+    for run in (lambda: model(torch.rand(4, 6)), lambda: ep.convert(net)):
+        with pytest.raises(TypeError, match="weights are complex"):
+            run()
