@@ -6,6 +6,7 @@ The picture, and the numbers in it, go to examples/results/.
 """
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -21,19 +22,12 @@ from ep_plugin.files import origin, whole
 from ep_plugin.progress import track
 
 RESULTS = Path(__file__).parent / "results"
-NETWORKS = {
-    "mnist-2c2fc-max": ep.MNISTDataModule,
-    "fashion-mnist-2c2fc-max": ep.FashionMNISTDataModule,
-    "mnist-vgg": ep.MNISTDataModule,
-    "mnist-2c2fc": ep.MNISTDataModule,
-    "fashion-mnist-2c2fc": ep.FashionMNISTDataModule,
-}
-RECIPES = {
-    "mnist-2c2fc-max": "mnist-2c2fc-max",
-    "fashion-mnist-2c2fc-max": "fashion-2c2fc-max",
-    "mnist-vgg": "mnist-vgg",
-    "mnist-2c2fc": "mnist-2c2fc-average",
-    "fashion-mnist-2c2fc": "fashion-2c2fc-average",
+NETWORKS = {  # name -> its images, and the recipe that it was trained by
+    "mnist-2c2fc-max": (ep.MNISTDataModule, "mnist-2c2fc-max"),
+    "fashion-mnist-2c2fc-max": (ep.FashionMNISTDataModule, "fashion-2c2fc-max"),
+    "mnist-vgg": (ep.MNISTDataModule, "mnist-vgg"),
+    "mnist-2c2fc": (ep.MNISTDataModule, "mnist-2c2fc-average"),
+    "fashion-mnist-2c2fc": (ep.FashionMNISTDataModule, "fashion-2c2fc-average"),
 }
 STEPS = (1, 2, 4, 8, 16, 25, 50, 100)
 FEEDBACK = "snnTorch with the feedback"
@@ -85,12 +79,14 @@ def main(
         with whole(path) as part:
             table.to_csv(part, index=False, float_format="%.5g")
         print(measured[["network", "loop", "steps", "test_error"]].to_string(), flush=True)
-    picture(pd.read_csv(path), output_dir)
+    with whole(output_dir / "deployment.png") as part:
+        picture(pd.read_csv(path)).savefig(part, dpi=120)
+    print("wrote deployment.png")
 
 
 def rows(name: str, data_dir: Path, most: int) -> list[dict]:
     """Test error of the settled network and of its plain nets."""
-    model, data = ep.pretrained(name), NETWORKS[name](data_dir, batch_size=50)
+    model, data = ep.pretrained(name), NETWORKS[name][0](data_dir, batch_size=50)
     data.setup()
     settled, seen = 0, 0
     steps = [t for t in STEPS if t <= most]
@@ -125,15 +121,17 @@ def with_feedback(model: ep.ConvergentNetwork, steps: list[int]) -> dict[int, nn
     return {t: ep.to_snntorch(model, t, feedback=True, input_shape=(1, 28, 28)) for t in steps}
 
 
-def bptt(name: str) -> tuple[int, float] | None:
+def bptt(name: str, results: Path) -> tuple[int, float] | None:
     """Steps and mean test error of the same net trained by BPTT, if that was recorded."""
-    recipe = f"{RECIPES[name]}-bptt-snntorch"
-    lines = [json.loads(line) for line in (RESULTS / "results.jsonl").read_text().splitlines()]
+    recipe = f"{NETWORKS[name][1]}-bptt-snntorch"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
     ends = [r for r in lines if r["name"] == recipe and r["epoch"] == r["epochs"] and r["watched"] == "test"]
-    return (int(ends[-1]["steps"]), sum(r["error"] for r in ends) / len(ends)) if ends else None
+    if not ends:
+        return None
+    return int(re.findall(r"\d+", ends[-1]["estimator"])[0]), sum(r["error"] for r in ends) / len(ends)
 
 
-def picture(table: pd.DataFrame, output_dir: Path) -> None:
+def picture(table: pd.DataFrame, results: Path = RESULTS / "results.jsonl") -> Figure:
     """Test error over steps, a panel per network."""
     names = [name for name in NETWORKS if (table.network == name).any()]
     figure = Figure(figsize=(11, 3.6 * -(-len(names) // 3)), layout="constrained")
@@ -148,7 +146,7 @@ def picture(table: pd.DataFrame, output_dir: Path) -> None:
             style = "--" if loop == "Norse" else "-"  # it fires the same spikes
             width = 3 if loop == "snnTorch" else 1.5
             axis.plot(line.steps, line.test_error, style, color=colour, marker="o", markersize=4, lw=width, label=loop)
-        if found := bptt(name):
+        if found := bptt(name, results):
             axis.plot(*found, "D", color="#8172b3", label=f"trained by BPTT: {found[1]:.2f} %")
         axis.set(title=name, xlabel="steps of the loop", ylabel="test error (%)", xscale="log", ylim=(0, 2.6 * settled))
         measured = sorted({int(t) for t in own.steps.dropna()})
@@ -160,9 +158,7 @@ def picture(table: pd.DataFrame, output_dir: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)
-    with whole(output_dir / "deployment.png") as part:
-        figure.savefig(part, dpi=120)
-    print("wrote deployment.png")
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pictures show what they are given."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -190,3 +191,19 @@ def test_figures_are_drawn_from_their_tables(name, lines, monkeypatch):
     figure.savefig(io.BytesIO())
     for module in ("figure_drawings", "figure_networks"):
         sys.modules.pop(module, None)
+
+
+def test_deployment_is_drawn_beside_what_bptt_has_recorded(monkeypatch, tmp_path):
+    """examples/deployment.py --redraw; a line of BPTT as `RecordErrors` writes it."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import deployment
+
+    line = {"name": "mnist-2c2fc-max-bptt-snntorch", "epoch": 12, "epochs": 12, "watched": "test", "error": 0.7}
+    recorded = [line | {"estimator": "BPTTLightningModule(25)"}, line | {"name": "another", "epoch": 3}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in recorded))
+    table = pd.read_csv(EXAMPLES / "results" / "deployment.csv")
+    figure = deployment.picture(table, tmp_path / "results.jsonl")
+    assert len(figure.axes) == table.network.nunique()
+    (dot,) = [l for axis in figure.axes for l in axis.lines if "BPTT" in l.get_label()]
+    assert dot.get_xydata().tolist() == [[25.0, 0.7]]
+    sys.modules.pop("deployment", None)

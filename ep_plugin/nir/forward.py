@@ -34,7 +34,7 @@ def forward_graph(network: ConvergentNetwork, system: System, shape: Sequence[in
     """
     require_forward(network)
     plain = copies.Copies()
-    names = [f"layer_{l:0{len(str(len(system.layers) - 1))}}" for l in system.layers]
+    names = layer_names(system)
     nodes: Nodes = {"input": nir.Input(np.array(shape))}
     edges: Edges = []
 
@@ -66,6 +66,11 @@ def forward_graph(network: ConvergentNetwork, system: System, shape: Sequence[in
     last = chain("the readout", "readout", network.readout, names[read], tuple(system.shapes[read]))
     nodes["output"] = nir.Output(nodes[last].output_type["output"])
     return nodes, [*edges, (last, "output")]
+
+
+def layer_names(system: System) -> list[str]:
+    """Files keep nodes by name, and nirtorch wires them in that order: senders' names come before receivers'."""
+    return [f"layer_{l:0{len(str(len(system.layers) - 1))}}" for l in system.layers]
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
@@ -101,12 +106,8 @@ def _node(place: str, module: Any, shape: Shape) -> nir.NIRNode:
 
 def _ungrouped(weight: Tensor, groups: int) -> np.ndarray:
     """With zeros between the groups: NIR's types take the weight's second dimension for all input channels."""
-    blocks = weight.detach().chunk(groups)
-    full = weight.new_zeros(len(weight), groups * weight.shape[1], *weight.shape[2:])
-    for k, block in enumerate(blocks):
-        rows, columns = len(block), weight.shape[1]
-        full[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = block
-    return _array(full)
+    whole = torch.block_diag(*weight.detach().flatten(1).chunk(groups))
+    return _array(whole.view(len(weight), -1, *weight.shape[2:]))
 
 
 def _pool(module: nn.AvgPool2d, shape: Shape) -> nir.NIRNode | None:

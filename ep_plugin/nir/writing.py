@@ -32,7 +32,7 @@ from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.nir.forward import forward_graph
+from ep_plugin.nir.forward import forward_graph, layer_names
 from ep_plugin.validation import input_shape as resolved_shape
 
 _MOST_SYNAPSES = 2**28  # of one matrix: 1 GiB in float32
@@ -133,8 +133,7 @@ def _graph(
     network: ConvergentNetwork, system: System, shape: Sequence[int]
 ) -> tuple[dict[str, nir.NIRNode], list[tuple[str, str]]]:
     layers = system.layers
-    # Files keep nodes by name, and nirtorch wires them in that order: senders' names come before receivers'.
-    names = [f"layer_{l:0{len(str(len(layers) - 1))}}" for l in layers]
+    names = layer_names(system)
     nodes: dict[str, nir.NIRNode] = {
         "input": nir.Input(np.array([math.prod(shape)])),
         "input_stem": nir.Affine(*_matrix("the stem", network.stem, shape)),
