@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ep_plugin.lightning import spike_losses
 from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
+from ep_plugin.lightning.emulated import SLOWER, bfloat16_slowdown
 from ep_plugin.lightning.health import HealthMonitor
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, named
@@ -130,6 +131,15 @@ class _Task(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """What a training needs to go on from a checkpoint bit by bit; a subclass adds its own to `super()`'s."""
         return [] if any(isinstance(c, Resuming) for c in self.trainer.callbacks) else [Resuming()]  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        mixed = self.trainer.precision == "bf16-mixed" and self.device.type == "cpu"
+        if mixed and self.trainer.is_global_zero and (slower := bfloat16_slowdown()) > SLOWER:
+            warnings.warn(
+                f'precision="bf16-mixed": this processor only emulates bfloat16, and a convolution takes {slower:.0f} '
+                'times as long as in float32; use precision="32-true" (--trainer.precision 32-true)',
+                stacklevel=1,
+            )
 
     def configure_optimizers(self) -> Any:
         # Adam's own eps is zero in float16 (`precision="16-true"`), and so are the squares of most gradients.

@@ -1,13 +1,18 @@
 """Pure half and double precision, as `Trainer(precision="bf16-true")` has it."""
 
+import warnings
+from time import perf_counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 from test_module import trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ep_plugin as ep
+from ep_plugin.lightning.emulated import SLOWER, bfloat16_slowdown
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -78,3 +83,32 @@ def test_digits_are_learned_in_any_precision(precision, tmp_path):
 @pytest.mark.parametrize("optimizer", [None, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)], ids=["Adam", "SGD"])
 def test_digits_are_learned_in_float16(optimizer, tmp_path):
     assert learned("16-true", tmp_path, lr=1e-2, optimizer=optimizer) > 0.9
+
+
+@pytest.mark.parametrize("times", [1.5, 30.0])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_processor_that_emulates_bfloat16_is_named(times, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr("ep_plugin.lightning.module.bfloat16_slowdown", lambda: times)
+    task = ep.EPLightningModule(a_model())
+    data = DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.randint(10, (4,))), batch_size=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, precision=precision, max_epochs=1).fit(task, data)
+    told = [str(w.message) for w in caught if "emulates" in str(w.message)]
+    assert len(told) == (times == 30 and precision == "bf16-mixed")
+    assert all("30 times" in line and "--trainer.precision 32-true" in line for line in told)
+
+
+def test_following_that_advice_helps():
+    """What the measurement says of a convolution holds for a training step, wherever the tests run."""
+    slower = bfloat16_slowdown()
+    assert slower == bfloat16_slowdown() > 0
+    if slower > SLOWER:
+        model, x, y = ep.convert(ep.models.convolutional_2c2fc()), torch.rand(4, 1, 28, 28), torch.arange(4)
+        seconds = {False: [], True: []}
+        for half in (False, True) * 4:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                start = perf_counter()
+                F.cross_entropy(model(x), y).backward()
+                seconds[half].append(perf_counter() - start)
+        assert min(seconds[True]) > min(seconds[False])
