@@ -1,6 +1,6 @@
 """Single changes of signs, factors, indices and conditions in the core, each of which the tests have to notice.
 
-    python tests/mutations.py            # all of them, in a copy of the tree; half an hour on one core
+    python tests/mutations.py            # all of them, in a copy of the tree; two hours on one core
     python tests/mutations.py system.py  # those of files of that name
 
 A change that the tests of its own folder let pass meets those of the whole core; with --rest what survives that meets
