@@ -46,6 +46,17 @@ def test_every_gradient_is_exact(problem, float64):
         assert max(error(2e-2, nudging)) / max(error(1e-2, nudging)) == pytest.approx(2, rel=0.1)
 
 
+def test_the_adjoint_iteration_ends_at_its_tolerance(float64):
+    """Neither before, nor long after: a coarser tolerance saves iterations, and what they would have added is small."""
+    model, x = PROBLEMS["perceptron"]()
+    x.requires_grad_()
+    y = torch.randint(5, (len(x),))
+    exact = gradients(model, ep.ImplicitDifferentiation(), x, y)
+    errors = [max(relative_errors(gradients(model, ep.ImplicitDifferentiation(t), x, y), exact)) for t in (1e-2, 1e-5)]
+    assert 1e-5 < errors[0] < 1e-1
+    assert 1e-9 < errors[1] < 1e-4
+
+
 # The winners of max pooling change in full phases, and so does what is compared; in twelve layers the nudge is lost
 # in the difference of whole states.
 FULL = [p for p in PROBLEMS if p not in ("max_pooling", "deep")]
