@@ -100,15 +100,14 @@ def test_a_processor_that_emulates_bfloat16_is_named(times, precision, tmp_path,
 
 
 def test_following_that_advice_helps():
-    """What the measurement says of a convolution holds for a training step, wherever the tests run."""
-    slower = bfloat16_slowdown()
-    assert slower == bfloat16_slowdown() > 0
-    if slower > SLOWER:
-        model, x, y = ep.convert(ep.models.convolutional_2c2fc()), torch.rand(4, 1, 28, 28), torch.arange(4)
-        seconds = {False: [], True: []}
-        for half in (False, True) * 4:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                start = perf_counter()
-                F.cross_entropy(model(x), y).backward()
-                seconds[half].append(perf_counter() - start)
-        assert min(seconds[True]) > min(seconds[False])
+    """What the measurement says of a convolution holds for a training step."""
+    if (slower := bfloat16_slowdown()) <= SLOWER:
+        pytest.skip(f"this processor has bfloat16: a convolution takes {slower:.1f} times as long as in float32")
+    model, x, y = ep.convert(ep.models.convolutional_2c2fc()), torch.rand(4, 1, 28, 28), torch.arange(4)
+    seconds = {False: [], True: []}
+    for half in (False, True) * 4:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            start = perf_counter()
+            F.cross_entropy(model(x), y).backward()
+            seconds[half].append(perf_counter() - start)
+    assert min(seconds[True]) > min(seconds[False])
