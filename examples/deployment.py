@@ -148,7 +148,7 @@ def picture(table: pd.DataFrame, results: Path = RESULTS / "results.jsonl") -> F
             axis.plot(line.steps, line.test_error, style, color=colour, marker="o", markersize=4, lw=width, label=loop)
         if found := bptt(name, results):
             axis.plot(*found, "D", color="#8172b3", label=f"trained by BPTT: {found[1]:.2f} %")
-        axis.set(title=name, xlabel="steps of the loop", ylabel="test error (%)", xscale="log", ylim=(0, 2.6 * settled))
+        axis.set(title=name, xlabel="steps of the loop", ylabel="test error (%)", xscale="log", ylim=(0, 3 * settled))
         measured = sorted({int(t) for t in own.steps.dropna()})
         axis.set_xticks(measured, [str(t) for t in measured])
         axis.minorticks_off()
@@ -157,7 +157,7 @@ def picture(table: pd.DataFrame, results: Path = RESULTS / "results.jsonl") -> F
         axis.text(0.98, 0.03, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=8)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(loc="upper right", frameon=False, fontsize=7)
     return figure
 
 
