@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import ep_plugin as ep
 from ep_plugin.chips import add_mismatch, add_read_noise, quantize_weights
+from ep_plugin.files import origin
 
 RESULTS = Path(__file__).parent / "results" / "chips.csv"
 FIXED = ep.AdaptiveDelta(event_weight="fixed")
@@ -107,14 +108,15 @@ def main(
             if only in limit and ("EP", limit, seed, epochs) not in written(results):
                 start = time()
                 error = trained(task(made(seed)), data, epochs)
-                add(results, rule="EP", limit=limit, seed=seed, epochs=epochs, error=error, seconds=time() - start)
+                add(results, "EP", limit, seed, epochs, error, time() - start)
         if only in ("", "BPTT") and ("BPTT", "none", seed, epochs) not in written(results):
-            start, net = time(), made(seed, leak=0.9)
+            start, net = time(), made(seed, leak=0.9)  # the rates that EP settles at do not depend on the leak
             task = ep.BPTTLightningModule(net, num_steps=25, optimizer=optimizer, schedule="cosine")
             trained(task, data, epochs)
             for limit, own in after_bptt(net).items():
                 found = validated(ep.BPTTLightningModule(own, num_steps=25), data)
-                add(results, rule="BPTT", limit=limit, seed=seed, epochs=epochs, error=found, seconds=time() - start)
+                add(results, "BPTT", limit, seed, epochs, found, time() - start)
+                start = time()  # the others are not trained again
 
 
 def made(seed: int, leak: float = 0.5) -> nn.Module:
@@ -149,8 +151,10 @@ def written(results: Path) -> set[tuple[str, str, int, int]]:
         return {(r["rule"], r["limit"], int(r["seed"]), int(r["epochs"])) for r in csv.DictReader(file)}
 
 
-def add(results: Path, **row: object) -> None:
-    row = {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()}
+def add(results: Path, rule: str, limit: str, seed: int, epochs: int, error: float, seconds: float) -> None:
+    """A line of the table, when it has been measured; its seconds are those of training and testing."""
+    row = {"rule": rule, "limit": limit, "seed": seed, "epochs": epochs}
+    row |= {"error": f"{error:.2f}", "seconds": f"{seconds:.2f}", **origin()}
     print(row, flush=True)
     is_new = not results.exists()
     with results.open("a", newline="") as file:
