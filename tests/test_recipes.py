@@ -98,7 +98,12 @@ PAPER = {
     "estimator": "FullPhaseEP(beta=5.0, steps=8, nudging='symmetric')",
 }
 RECIPE_SETTINGS = {  # word in a recipe's name -> what it changes
-    "cifar10-small": {"feedback": 0.01},
+    "cifar10-small": {
+        "feedback": 0.01,
+        "encoder": "AdaptiveDelta(event_weight='sample', digits=4)",
+        "relaxation": "Relaxation(steps=3, step_size=None, order='sequential', tolerance=None)",
+        "estimator": "EquilibriumPropagation(beta=0.1, steps=2, nudging='positive')",
+    },
     "bptt-same-dynamics": {"estimator": "BackpropThroughTime()"},
     "feedforward": {
         "encoder": "Graded()",
