@@ -30,7 +30,9 @@ from ep_plugin.network_checks import (
     require_room,
     require_unhooked,
     steps_a_frame,
+    unread,
 )
+from ep_plugin.out_of_memory import is_out_of_memory
 from ep_plugin.profiling import section
 from ep_plugin.settings import Settings, setting
 from ep_plugin.spelling import refuse_misspelled
@@ -215,7 +217,7 @@ class ConvergentNetwork(nn.Module):
             states, free = self.estimator.solve(system, sender, relaxation, self.observe, return_equilibrium)
         require_finite_states(free)
         with section("readout and loss"):
-            output = self.readout(*in_the_type_of(self.readout, states))
+            output = self._read_out(states, x)
         return (output, free.equilibrium()) if return_equilibrium else output
 
     @torch.no_grad()
@@ -274,7 +276,7 @@ class ConvergentNetwork(nn.Module):
                 free = relax(system, sender, relaxation, self.observe, counted=False)
         read = [free.observed[l].clone().requires_grad_() for l in self.read]
         with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(self.readout(*in_the_type_of(self.readout, read)), y), read)
+            gradients = torch.autograd.grad(loss(self._read_out(read, x), y), read)
         with torch.no_grad(), outside_autocast(system.like):
             return estimator.phases(system, free.point, gradients, sender, relaxation, self.observe, record)[0]
 
@@ -317,6 +319,8 @@ class ConvergentNetwork(nn.Module):
             with section("stem"):
                 made = evaluate(self.stem, x.flatten(0, 1) if self.time_varying else x)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise misfit(x, self.stem, error) from error
         drives = tuple(made) if isinstance(made, tuple) else (made,)
         if len(drives) != len(self.driven):
@@ -327,6 +331,15 @@ class ConvergentNetwork(nn.Module):
         frames = tuple(at_least_float32(d).unflatten(0, x.shape[:2]).repeat_interleave(steps, 0) for d in drives)
         seen = len(frames[0]) // 2
         return self._system(tuple(f[seen:].mean(0) for f in frames), frames)
+
+    def _read_out(self, states: Sequence[Tensor], x: Tensor) -> Tensor:
+        """What the readout says of the states that it sees for this input."""
+        try:
+            return self.readout(*in_the_type_of(self.readout, states))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise unread(x, states, self.read, self.readout, error) from error
 
     def _follow_mode(self) -> None:
         """Takes the mode of the modules that others have too, where these all have the other one.

@@ -257,6 +257,19 @@ def misfit(x: Tensor, stem: nn.Module, error: RuntimeError) -> ValueError:
     return ValueError(f"an input of shape {list(x.shape)} does not fit the modules before the first neuron: {error}")
 
 
+def unread(
+    x: Tensor, states: Sequence[Tensor], read: Sequence[int], readout: nn.Module, error: RuntimeError
+) -> ValueError:
+    """What to say of states that the readout does not take."""
+    if (types := mixed_types(readout)) is not None:
+        return ValueError(f"the readout {types}")
+    seen = ", ".join(f"layer {l} of the shape {list(u.shape)}" for l, u in zip(read, states, strict=True))
+    return ValueError(
+        f"the readout does not take what it sees for an input of shape {list(x.shape)}, {seen}: {error}; expected "
+        "another size of the input, or other layers in model.read"
+    )
+
+
 def _where(x: Tensor, time_axis: int | None) -> str:
     """The first sample that is not finite."""
     samples = x if time_axis is None else x.movedim(time_axis, 0).movedim(1, 0)

@@ -47,6 +47,37 @@ def test_inputs(problem, x, error, message):
         model(x)
 
 
+def test_what_the_readout_does_not_take():
+    """A length that only the readout notices, other layers read, and weights of several types: both ways in."""
+    x, y = torch.rand(3, 12), torch.tensor([0, 1, 2])
+    for change, message in (
+        (lambda m: setattr(m, "read", (0,)), r"input of shape \[3, 12\], layer 0 of the shape \[3, \d+\]: mat1 and"),
+        (
+            lambda m: setattr(m, "readout", nn.Sequential(m.readout, nn.Linear(3, 3).double())),
+            "the readout has weights of several types",
+        ),
+    ):
+        model, _ = perceptron()
+        change(model)
+        for call in (lambda m=model: m(x), lambda m=model: m.nudged_phase(x, y, F.cross_entropy)):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+def test_no_memory_is_no_misfit():
+    """Neither of the input nor of what the readout sees."""
+
+    class Full(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes")
+
+    for part in ("stem", "readout"):
+        model, x = perceptron()
+        setattr(model, part, Full())
+        with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+            model(x)
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
