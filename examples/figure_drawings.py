@@ -4,6 +4,7 @@ import pandas as pd
 from figure_networks import LAYERS, TOLD
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ep_plugin import plots
 from ep_plugin.analysis.operation_counts import Memory, OperationCounts, Operations
@@ -56,6 +57,85 @@ def agreement(table: pd.DataFrame) -> Figure:
     axes[0, 2].text(4, 1.3 * LEAST, "lowest points of all panels: 1e-5 or less", fontsize=8, color="0.4")
     axes[0, 2].text(60, 1.1, "1: no relation", fontsize=8, color="0.4", ha="right", va="bottom")
     plain(*axes.flat)
+    return figure
+
+
+def depth(table: pd.DataFrame) -> Figure:
+    """Of every chain the worst weight's cosine, as 1 - cosine, and the range of the norms."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    for column, (shortcuts, title) in zip(axes.T, ((True, "with shortcuts"), (False, "without")), strict=True):
+        for told, colour, style in zip(TOLD, COLOURS[1:], ("-", "--", "-"), strict=True):
+            own = table[(table.told == told) & ((table.shortcuts == shortcuts) | (table.hidden == 1))].groupby("hidden")
+            apart = (1 - own.cosine.min()).clip(lower=LEAST)
+            column[0].plot(apart.index, apart, style, color=colour, marker="o", markersize=4, label=TOLD[told])
+            norm = own.norm
+            column[1].plot(apart.index, norm.median(), style, color=colour, marker="o", markersize=4)
+            column[1].fill_between(apart.index, norm.min().clip(lower=1e-9), norm.max(), color=colour, alpha=0.2)
+        errors = table[(table.shortcuts == shortcuts) | (table.hidden == 1)].groupby("hidden").error.first()
+        known = ", ".join(f"{error:.0f}" for error in errors)
+        column[0].set_title(f"{title}: {known} % of the images wrong", fontsize=10)
+        column[0].set(yscale="log", ylim=(0.7 * LEAST, 3))
+        column[1].set(xlabel="hidden layers of 128 neurons", xscale="log", yscale="log", ylim=(0.1, 10))
+        column[1].set_xticks(apart.index, [str(n) for n in apart.index])
+        column[1].set_yticks([0.1, 0.5, 1, 2, 10], ["0.1", "0.5", "1", "2", "10"])
+        column[1].minorticks_off()
+        for axis in column:
+            axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+    axes[0, 0].set_ylabel("1 - cosine of the worst weight")
+    axes[1, 0].set_ylabel("norm over that of the reference:\nmedian and range of the weights")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
+    plain(*axes.flat)
+    return figure
+
+
+def cost(table: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    labels = {"hidden": "hidden layers of {} channels", "channels": "channels of {} hidden layers"}
+    for axis, (over, other) in zip(axes, (("hidden", "channels"), ("channels", "hidden")), strict=True):
+        own = table[table.over == over]
+        for (method, line), colour in zip(
+            own.groupby("method", sort=False), (COLOURS[3], COLOURS[0], COLOURS[2]), strict=True
+        ):
+            axis.plot(line[over], line.ms, color=colour, marker="o", markersize=4, label=method)
+        axis.set(xlabel=labels[over].format(own[other].iloc[0]), xscale="log", yscale="log")
+        axis.set_xticks(own[over].unique(), own[over].unique())
+        axis.xaxis.minorticks_off()
+    axes[0].set_ylabel("ms of one core, a step of 32 images")
+    axes[0].legend(frameon=False, fontsize=8)
+    plain(*axes)
+    return figure
+
+
+# What follows a recipe's name -> how its net is trained.
+SIBLINGS = {
+    "": ("spiking EP", COLOURS[3]),
+    "-feedforward": ("feedforward backpropagation", COLOURS[2]),
+    "-bptt-snntorch": ("snnTorch BPTT", COLOURS[0]),
+    "-bptt-same-dynamics": ("BPTT, same dynamics", COLOURS[1]),
+}
+
+
+def training(table: pd.DataFrame) -> Figure:
+    """Of every recipe that has another method beside it: the newest run of each seed. Two epochs are no curve."""
+    names = set(table[table.epochs > 2].name)
+    families = [name for name in sorted(names) if any(name + end in names for end in SIBLINGS if end)]
+    figure = Figure(figsize=(9, 3.2 * len(families)), layout="constrained")
+    rows = figure.subplots(len(families), 2, sharey="row", squeeze=False)
+    for row, family in zip(rows, families, strict=True):
+        for end, (label, colour) in SIBLINGS.items():
+            for number, (_, runs) in enumerate(table[table.name == family + end].groupby("seed")):
+                run = runs[runs.started == runs.started.max()].sort_values("epoch")
+                own = {"color": colour, "label": label if not number else None, "marker": ".", "linewidth": 1}
+                row[0].plot(run.epoch, run.error, **own)
+                row[1].plot(run.seconds / 60, run.error, **own)
+        row[0].set(ylabel="test error (%)", xlabel="epoch")
+        row[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        row[1].set(xlabel="minutes, the other core busy")
+        row[0].set_title(family, fontsize=10)
+        row[0].legend(frameon=False, fontsize=8)
+    plain(*rows.flat)
     return figure
 
 

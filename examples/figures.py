@@ -2,9 +2,9 @@
 
     python examples/figures.py agreement --data-dir DATA
 
-`agreement`, `pooling`, `memory`, `energy`, `raster`, `operations` and `curves`; the pictures, and the numbers in them,
-go to examples/results/. With `--redraw` a picture is drawn anew from the numbers that lie there, and nothing is
-measured.
+`agreement`, `depth`, `pooling`, `memory`, `cost`, `energy`, `raster`, `operations`, `curves` and `training`; the
+pictures, and the numbers in them, go to examples/results/. With `--redraw` a picture is drawn anew from the numbers
+that lie there, and nothing is measured.
 """
 
 import copy
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import figure_depth
 import figure_drawings as drawings
 import pandas as pd
 import snntorch as snn
@@ -118,6 +119,33 @@ def agreement(
         return rows
 
     finish("agreement", output_dir, redraw, measured, digits=7, train_batches=train_batches, images=images)
+
+
+@app.command()
+def depth(
+    data_dir: DataDir = Path("data"),
+    output_dir: OutputDir = RESULTS,
+    train_batches: Batches = 200,
+    images: Images = 16,
+    redraw: Redraw = False,
+) -> None:
+    """EP's gradient against BPTT through settled graded states in 1 to 32 hidden layers: cosine and norm."""
+
+    def measured() -> Rows:
+        seen = list(batches(ep.MNISTDataModule(data_dir, seed=1), images))
+        return figure_depth.agreement(data_dir, train_batches, seen)
+
+    finish("depth", output_dir, redraw, measured, digits=7, train_batches=train_batches, images=images)
+
+
+@app.command()
+def cost(
+    output_dir: OutputDir = RESULTS,
+    turns: Annotated[int, typer.Option(help="Steps of each net and method, of which the median counts.")] = 5,
+    redraw: Redraw = False,
+) -> None:
+    """Time of a training step over depth and width: EP, snnTorch BPTT and feedforward backpropagation."""
+    finish("cost", output_dir, redraw, lambda: figure_depth.cost(turns), turns=turns)
 
 
 @app.command()
@@ -334,6 +362,13 @@ def rates(neuron: nn.Module, current: Tensor, steps: int = 1000) -> Tensor:
             spikes = neuron(current)
         total += spikes
     return total / steps
+
+
+@app.command()
+def training(output_dir: OutputDir = RESULTS) -> None:
+    """Test errors over epochs and over seconds: recipes beside other methods for the same net, from results.jsonl."""
+    table = pd.read_json(output_dir / "results.jsonl", lines=True)
+    save(drawings.training(table[(table.watched == "test") & (table.parameters > 0)]), output_dir, "training")
 
 
 @app.command()

@@ -178,7 +178,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("agreement", 39), ("pooling", 4), ("memory", 3), ("energy", 9), ("operations", 0), ("curves", 16)],
+    [
+        *(("agreement", 39), ("depth", 16), ("pooling", 4), ("memory", 3), ("cost", 6), ("energy", 9)),
+        *(("operations", 0), ("curves", 16)),
+    ],
 )
 def test_figures_are_drawn_from_their_tables(name, lines, monkeypatch):
     """examples/figures.py --redraw, on the committed numbers."""
@@ -189,6 +192,28 @@ def test_figures_are_drawn_from_their_tables(name, lines, monkeypatch):
     assert sum(len(axis.lines) for axis in figure.axes) == lines
     assert len(figure.axes[0].patches) == (16 if name == "operations" else 0)  # four modules; EP and BPTT, twice each
     figure.savefig(io.BytesIO())
+    for module in ("figure_drawings", "figure_networks"):
+        sys.modules.pop(module, None)
+
+
+def test_training_curves_are_drawn_of_recipes_with_another_method_beside_them(monkeypatch):
+    """Of each seed the newest run: here two seeds of one recipe, one of which ran twice."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import figure_drawings
+
+    runs = [("own", 0, "1"), ("own", 0, "2"), ("own", 1, "1"), ("own-feedforward", 0, "1"), ("alone", 0, "1")]
+    table = pd.DataFrame(
+        {"name": name, "seed": seed, "started": started, "epoch": n, "epochs": 3, "error": 10 / n, "seconds": 60 * n}
+        for name, seed, started in runs
+        for n in (1, 2, 3)
+    )
+    epochs, minutes = figure_drawings.training(table).axes
+    assert [len(axis.lines) for axis in (epochs, minutes)] == [3, 3]
+    assert [line.get_xdata().tolist() for line in minutes.lines] == [[1, 2, 3]] * 3
+    assert [text.get_text() for text in epochs.get_legend().get_texts()] == [
+        "spiking EP",
+        "feedforward backpropagation",
+    ]
     for module in ("figure_drawings", "figure_networks"):
         sys.modules.pop(module, None)
 
