@@ -94,5 +94,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._muon.param_groups = [{**group, "params": [self._matrices[p] for p in trained]}]
         self._muon.step()
         for p in trained:
-            p.copy_(self._matrices[p].view_as(p))  # what is not contiguous was copied
-            self._matrices[p].grad = None
+            matrix = self._matrices[p]
+            if matrix.data_ptr() != p.data_ptr():  # what is not contiguous was copied
+                p.copy_(matrix.view_as(p))
+            matrix.grad = None

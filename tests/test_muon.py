@@ -11,14 +11,16 @@ import ep_plugin as ep
 from ep_plugin.models import compact_residual
 
 
-def make():
+def make(channels=3, kernel=3):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(72, 16), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, kernel), nn.Flatten(), nn.Linear(8 * (6 - kernel) ** 2, 16), nn.Linear(16, 4)
+    )
 
 
 def steps(net, optimizer, n, start=0):
     for k in range(start, start + n):
-        x = torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(k))
+        x = torch.rand(6, net[0].in_channels, 5, 5, generator=torch.Generator().manual_seed(k))
         optimizer.zero_grad()
         net(x).square().sum().backward()
         optimizer.step()
@@ -46,8 +48,10 @@ def test_a_step_is_that_of_pytorchs_muon_and_adamw():
             assert torch.equal(p, q)
 
 
-def test_the_layout_of_a_convolution_makes_no_difference():
-    net = make()
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 3), (1, 3), (3, 1), (1, 1)])
+def test_the_layout_of_a_convolution_makes_no_difference(channels, kernel):
+    """Of one channel, or of one place, both layouts are the same memory."""
+    net = make(channels, kernel)
     faster = copy.deepcopy(net).to(memory_format=torch.channels_last)
     expected = steps(net, ep.MuonAdamW(net.parameters()), 3)
     found = steps(faster, ep.MuonAdamW(faster.parameters()), 3)
