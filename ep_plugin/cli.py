@@ -225,10 +225,17 @@ def _converted(net: "Module", console: "Console") -> "ConvergentNetwork":
 @app.command()
 def evaluate(
     name: Annotated[
-        str, typer.Argument(help="mnist-2c2fc or fashion-mnist-2c2fc, either also with -max, or mnist-vgg.")
+        str,
+        typer.Argument(
+            help="mnist-2c2fc or fashion-mnist-2c2fc, either also with -max; mnist-vgg, fashion-mnist-residual or "
+            "cifar10-small.",
+        ),
     ],
     data_dir: Annotated[Path, typer.Option(help="Directory of the images, as torchvision keeps it.")] = Path("data"),
     batch_size: Annotated[int, typer.Option(callback=at_least(1), help="Images per step.")] = 250,
+    folders: Annotated[
+        bool, typer.Option("--folders", help="The directory has train and test instead, each with a folder per class.")
+    ] = False,
 ) -> None:
     """Measure the test error of a trained network that the package contains."""
     with working("Loading"):
@@ -239,7 +246,12 @@ def evaluate(
 
     try:
         with working("Reading the images"):
-            images = getattr(data, chosen("name", name, PRETRAINED))(data_dir, batch_size)
+            module, (channels, *size) = chosen("name", name, PRETRAINED)
+            images = (
+                data.ImageFolderDataModule(data_dir, size, channels, batch_size)
+                if folders
+                else getattr(data, module)(data_dir, batch_size)
+            )
             images.setup()
             model = pretrained(name)
         with in_a_batch_of(batch_size):

@@ -14,20 +14,22 @@ from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.equilibrium_propagation import EquilibriumPropagation
 from ep_plugin.estimators.full_phases import FullPhaseEP
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
-from ep_plugin.models import convolutional_2c2fc, residual, vgg
+from ep_plugin.models import compact_residual, convolutional_2c2fc, residual, vgg
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen
 
 PRETRAINED = {
-    "mnist-2c2fc": "MNISTDataModule",
-    "fashion-mnist-2c2fc": "FashionMNISTDataModule",
-    "mnist-2c2fc-max": "MNISTDataModule",
-    "fashion-mnist-2c2fc-max": "FashionMNISTDataModule",
-    "mnist-vgg": "MNISTDataModule",
+    "mnist-2c2fc": ("MNISTDataModule", (1, 28, 28)),
+    "fashion-mnist-2c2fc": ("FashionMNISTDataModule", (1, 28, 28)),
+    "mnist-2c2fc-max": ("MNISTDataModule", (1, 28, 28)),
+    "fashion-mnist-2c2fc-max": ("FashionMNISTDataModule", (1, 28, 28)),
+    "mnist-vgg": ("MNISTDataModule", (1, 28, 28)),
+    "fashion-mnist-residual": ("FashionMNISTDataModule", (1, 28, 28)),
+    "cifar10-small": ("CIFAR10DataModule", (3, 32, 32)),
 }
-"""Name -> the data module of the images that the network was trained on."""
+"""Name -> the data module of the images that the network was trained on, and the shape of one image."""
 
-NETS = {function.__name__: function for function in (convolutional_2c2fc, vgg, residual)}
+NETS = {function.__name__: function for function in (convolutional_2c2fc, vgg, residual, compact_residual)}
 """Name -> the function of `ep_plugin.models` that makes the net which a file holds the weights of."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -45,17 +47,19 @@ _KINDS: dict[str, Any] = {
 def pretrained(name: str) -> ConvergentNetwork:
     """A spiking network trained by equilibrium propagation alone, in evaluation mode.
 
-    It takes images `[B, 1, 28, 28]` in [0, 1] and returns the scores of ten classes, `[B, 10]`.
+    It takes images in [0, 1], `[B, 1, 28, 28]` or, of CIFAR-10, `[B, 3, 32, 32]`. It returns the scores of ten
+    classes, `[B, 10]`.
     `examples/guide/results.md` says how it was trained, and what its test error is; `ep-plugin evaluate NAME` measures
     the error again.
 
     Args:
         name: "mnist-2c2fc" or "fashion-mnist-2c2fc", with average pooling; "mnist-2c2fc-max" or
-            "fashion-mnist-2c2fc-max", with max pooling; or "mnist-vgg", with seven layers. Only the last was trained
-            with augmented images.
+            "fashion-mnist-2c2fc-max", with max pooling; "mnist-vgg", with seven layers; or "fashion-mnist-residual" or
+            "cifar10-small", with eight layers and shortcuts. Only these last three were trained with augmented images.
 
     Returns:
-        The network, with default settings: signed events, and a readout that sees nothing else.
+        The network: signed events, and a readout that sees nothing else. The nets with shortcuts have the feedback,
+        digits and steps of their recipes, all others have the default settings.
 
     Raises:
         ValueError: an unknown name.

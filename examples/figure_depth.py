@@ -7,7 +7,7 @@ from pathlib import Path
 import snntorch as snn
 import torch
 import torch.nn.functional as F
-from figure_networks import TOLD, Samples, ThroughTime, converted, cosines, gradients, settled, telling, trained
+from figure_networks import TOLD, Samples, ThroughTime, converted, cosines, gradients, settled, telling, trained, wrong
 from torch import Tensor, nn
 
 import ep_plugin as ep
@@ -79,12 +79,6 @@ def agreement(data_dir: Path, train_batches: int, seen: Samples) -> Rows:
                 hidden, "hidden layers,", "with" if shortcuts else "no", f"shortcuts, {error:.1f} % wrong", flush=True
             )
     return rows
-
-
-@torch.no_grad()
-def wrong(model: nn.Module, seen: Samples) -> float:
-    """Per cent of these images."""
-    return 100 * sum((model(x).argmax(1) != y).sum().item() for x, y in seen) / sum(len(y) for _, y in seen)
 
 
 def convolutions(hidden: int, channels: int) -> nn.Sequential:

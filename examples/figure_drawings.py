@@ -89,6 +89,23 @@ def depth(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def strengths(table: pd.DataFrame) -> Figure:
+    """Each training a dot, and a line through the means."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for place, (weight, own), colour in zip(
+        (-0.06, 0, 0.06), table.groupby("weight", sort=False), COLOURS, strict=False
+    ):
+        mean = own.groupby("digits").error.mean()
+        axis.plot(mean.index + place, mean, color=colour, linewidth=1, label=weight)
+        axis.plot(own.digits + place, own.error, ".", color=colour)
+    axis.set(xlabel="events a neuron may send in a step (digits)", ylabel="test error (%)", ylim=(0, None))
+    axis.set_xticks(table.digits.unique())
+    axis.legend(frameon=False, title="what an event stands for")
+    plain(axis)
+    return figure
+
+
 def cost(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)

@@ -36,8 +36,8 @@ def converted(net: nn.Module, **settings: Any) -> ep.ConvergentNetwork:
         return ep.convert(net, **settings)
 
 
-def network(told: str = "events", pooling: str = "average") -> ep.ConvergentNetwork:
-    torch.manual_seed(0)
+def network(told: str = "events", pooling: str = "average", seed: int = 0) -> ep.ConvergentNetwork:
+    torch.manual_seed(seed)
     return telling(converted(convolutional_2c2fc(gain=2.0, pooling=pooling)), told)
 
 
@@ -117,3 +117,9 @@ def gradients(model: ep.ConvergentNetwork, names: Iterable[str], images: Samples
 
 def cosines(found: list[Tensor], reference: list[Tensor]) -> list[float]:
     return [F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item() for a, b in zip(found, reference, strict=True)]
+
+
+@torch.no_grad()
+def wrong(model: nn.Module, seen: Samples) -> float:
+    """Per cent of these images."""
+    return 100 * sum((model(x).argmax(1) != y).sum().item() for x, y in seen) / sum(len(y) for _, y in seen)

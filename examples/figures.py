@@ -2,8 +2,8 @@
 
     python examples/figures.py agreement --data-dir DATA
 
-`agreement`, `depth`, `pooling`, `memory`, `cost`, `energy`, `raster`, `operations`, `curves` and `training`; the
-pictures, and the numbers in them, go to examples/results/. With `--redraw` a picture is drawn anew from the numbers
+`agreement`, `depth`, `strengths`, `pooling`, `memory`, `cost`, `energy`, `raster`, `operations`, `curves`, `training`;
+the pictures, and the numbers in them, go to examples/results/. With `--redraw` a picture is drawn anew from the numbers
 that lie there, and nothing is measured.
 """
 
@@ -35,6 +35,7 @@ from figure_networks import (
     telling,
     train,
     trained,
+    wrong,
 )
 from matplotlib.figure import Figure
 from norse import torch as norse
@@ -66,8 +67,8 @@ def finish(
     output_dir.mkdir(parents=True, exist_ok=True)
     numbers = output_dir / f"{name}.csv"
     if not redraw:
-        told = {"seed": 0, **settings, **origin()}
-        table = pd.DataFrame([row | told for row in measured()])
+        told = {**settings, **origin()}
+        table = pd.DataFrame([{"seed": 0} | row | told for row in measured()])
         with whole(numbers) as part:
             table.to_csv(part, index=False, float_format=f"%.{digits}g")
     save(getattr(drawings, name)(pd.read_csv(numbers)), output_dir, name)
@@ -136,6 +137,33 @@ def depth(
         return figure_depth.agreement(data_dir, train_batches, seen)
 
     finish("depth", output_dir, redraw, measured, digits=7, train_batches=train_batches, images=images)
+
+
+@app.command()
+def strengths(
+    data_dir: DataDir = Path("data"),
+    output_dir: OutputDir = RESULTS,
+    train_batches: Batches = 400,
+    seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 3,
+    redraw: Redraw = False,
+) -> None:
+    """Test error of 2C2FC by what an event stands for, and by how many a neuron may send in a step."""
+
+    def measured() -> Rows:
+        rows: Rows = []
+        _, (x, y) = ep.MNISTDataModule(data_dir).load()
+        for weight in ("sample", "power_of_two", "fixed"):
+            for digits in (1, 2, 3):
+                encoder = ep.AdaptiveDelta(weight, digits)
+                for seed in range(seeds):
+                    model = network(seed=seed).variant(encoder=encoder)
+                    trained(model, ep.MNISTDataModule(data_dir, seed=seed), train_batches)
+                    error = wrong(model.eval(), list(zip(x.split(500), y.split(500), strict=True)))
+                    rows.append({"weight": weight, "digits": digits, "seed": seed, "error": error})
+                    print(encoder, seed, f"{error:.2f} %", flush=True)
+        return rows
+
+    finish("strengths", output_dir, redraw, measured, train_batches=train_batches)
 
 
 @app.command()

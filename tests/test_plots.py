@@ -180,7 +180,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
     ("name", "lines"),
     [
         *(("agreement", 39), ("depth", 16), ("pooling", 4), ("memory", 3), ("cost", 6), ("energy", 9)),
-        *(("operations", 0), ("curves", 16)),
+        *(("operations", 0), ("curves", 16), ("strengths", 6)),
     ],
 )
 def test_figures_are_drawn_from_their_tables(name, lines, monkeypatch):

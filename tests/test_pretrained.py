@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import ep_plugin as ep
@@ -78,16 +79,30 @@ def test_unknown_names():
 @pytest.mark.parametrize("name", NAMES)
 def test_ready_to_use(name):
     model = ep.pretrained(name)
-    assert model.encoder == ep.AdaptiveDelta()
+    assert model.encoder == ep.AdaptiveDelta(digits=4 if name in ("fashion-mnist-residual", "cifar10-small") else 3)
     assert model.observe == "trace"
     assert not model.training
-    assert model(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+    assert model(torch.rand(1, *PRETRAINED[name][1])).shape == (1, 10)
 
 
 def test_evaluate_without_the_images(tmp_path):
     result = CliRunner().invoke(app, ["evaluate", "mnist-2c2fc", "--data-dir", str(tmp_path)])
     assert result.exit_code == 2
     assert "no MNIST in" in result.output
+
+
+def test_evaluate_on_folders_of_images(tmp_path):
+    for place in (tmp_path / part / kind for part in ("train", "test") for kind in ("cat", "dog")):
+        place.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(place / "one.png")
+    for name in ("mnist-2c2fc", "cifar10-small"):
+        result = CliRunner().invoke(app, ["evaluate", name, "--folders", "--data-dir", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        assert f"{name}: test error" in result.output
+        assert "of 2 images" in result.output
+    result = CliRunner().invoke(app, ["evaluate", "cifar10-small", "--folders", "--data-dir", str(tmp_path / "train")])
+    assert result.exit_code == 2
+    assert "there is no folder" in result.output
 
 
 def test_evaluate(data_dir):
