@@ -248,7 +248,7 @@ def evaluate(
         with working("Reading the images"):
             module, (channels, *size) = chosen("name", name, PRETRAINED)
             images = (
-                data.ImageFolderDataModule(data_dir, size, channels, batch_size)
+                data.ImageFolderDataModule(data_dir, size, channels, batch_size, validation="test")
                 if folders
                 else getattr(data, module)(data_dir, batch_size)
             )
