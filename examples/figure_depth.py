@@ -65,10 +65,10 @@ def agreement(data_dir: Path, train_batches: int, seen: Samples) -> Rows:
         for shortcuts in (False, True) if hidden > 1 else (True,):
             model = trained(chain(hidden, shortcuts), ep.MNISTDataModule(data_dir), train_batches)
             names = [name for name, p in model.named_parameters() if p.dim() > 1]
-            reference = gradients(settled(model), names, seen)
             error = wrong(model, seen)
             for told in TOLD:
-                found = gradients(telling(model, told), names, seen)
+                own = telling(model, told)  # full phases have a feedback of their own, and so a reference of their own
+                found, reference = gradients(own, names, seen), gradients(settled(own), names, seen)
                 kind = {"shortcuts": shortcuts, "hidden": hidden, "told": told, "error": error}
                 pairs = zip(found, reference, cosines(found, reference), strict=True)
                 rows += [
