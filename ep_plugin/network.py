@@ -127,7 +127,7 @@ class ConvergentNetwork(nn.Module):
         self.driven: tuple[int, ...] = driven  # type: ignore[assignment]
         self.read: tuple[int, ...] = (max(len(layers) - 1, 0),) if read is None else read  # type: ignore[assignment]
         self._graph = self._present_graph()
-        check_graph(self._layers(), self._edges(), self.driven, self.read)
+        check_graph(self._layers(), self._edges(), self.driven, self.read, self.readout)
         self.event_weights: EventWeights | None = None
         self._configure(
             Settings(
@@ -385,7 +385,7 @@ class ConvergentNetwork(nn.Module):
 
     def _present_graph(self) -> list[Any]:
         """All that `check_graph` and `check_settings` look at."""
-        found: list[Any] = [self.driven, self.read]
+        found: list[Any] = [self.driven, self.read, self.readout]
         for layer in self._layers():
             found += (layer, getattr(layer, "level", None), getattr(layer, "activation", None))
         for c in self._edges():
@@ -396,7 +396,7 @@ class ConvergentNetwork(nn.Module):
         """Once layers, connections or what they join have changed."""
         if (graph := self._present_graph()) == self._graph:
             return
-        check_graph(self._layers(), self._edges(), self.driven, self.read)
+        check_graph(self._layers(), self._edges(), self.driven, self.read, self.readout)
         self._configure(self.settings)
         if self.event_weights is not None and self.event_weights.values.shape[1] != len(self.layers):
             raise ValueError(

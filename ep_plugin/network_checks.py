@@ -1,5 +1,6 @@
 """What a network refuses before any work: graphs, inputs and records that do not fit."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,11 @@ from ep_plugin.validation import count, expected_input, require_finite
 
 
 def check_graph(
-    own: Sequence[Layer], connections: Sequence[Connection], driven: Sequence[int], read: Sequence[int]
+    own: Sequence[Layer],
+    connections: Sequence[Connection],
+    driven: Sequence[int],
+    read: Sequence[int],
+    readout: nn.Module,
 ) -> None:
     layers = len(own)
     for l, layer in enumerate(own):
@@ -47,6 +52,24 @@ def check_graph(
             f"no connection leads from the driven layers ({', '.join(map(str, driven))}) to layer {missing[0]}; "
             f"expected one, or {missing[0]} among the driven layers"
         )
+    if not _takes(readout, len(read)):
+        raise ValueError(
+            f"read is {tuple(read)}, and the forward of the readout, {type(readout).__name__}(...), does not take "
+            f"{len(read)} argument{'s' if len(read) > 1 else ''}; expected one argument per layer in read"
+        )
+
+
+def _takes(module: nn.Module, arguments: int) -> bool:
+    """Whether its forward takes so many arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(module.forward)
+    except ValueError:  # code without a signature
+        return True
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
 
 
 def checked_part(name: str, value: Any) -> Any:

@@ -101,6 +101,12 @@ GRAPHS = {
     "driven": (put(itself, "driven", (1,)), ValueError, "no connection leads .* to layer 0"),
     "driven number": (put(itself, "driven", 1), TypeError, r"driven is 1; expected the numbers of"),
     "read": (put(itself, "read", (4,)), ValueError, r"read is \(4,\)"),
+    "more to read": (
+        put(itself, "read", (0, 1)),
+        ValueError,
+        r"read is \(0, 1\), and .* readout, Sequential.*, does not take 2 arguments; expected one argument per layer",
+    ),
+    "a readout of two": (put(itself, "readout", nn.Bilinear(8, 5, 3)), ValueError, r"Bilinear.* not take 1 argument;"),
     "no layer": (lambda model: model.layers.__setitem__(0, nn.Identity()), TypeError, r"layers\[0\] is Identity"),
     "no list": (put(itself, "layers", None), TypeError, "the layers are None; expected a list"),
     "stem": (put(itself, "stem", None), TypeError, r"the stem is None; expected an nn\.Module"),
@@ -148,6 +154,9 @@ def test_parts_of_a_network_that_fit_count():
     model.layers[1].level = None
     model.read = [0]
     assert model(x).shape == (4, 8)
+    model.read, model.readout = (0, 1), nn.Bilinear(8, 5, 3)
+    assert model(x).shape == (4, 3)
+    model.read, model.readout = (0,), None
     model.layers.append(ep.Layer())
     model.connections.append(ep.Connection(nn.Linear(5, 2), 1, 2))
     assert [s.shape[1] for s in model.free_phase(x).states] == [8, 5, 2]
@@ -158,3 +167,10 @@ def test_parts_of_a_network_that_fit_count():
 def test_a_connection_has_whole_numbers(source):
     with pytest.raises((TypeError, ValueError), match=r"the source of a connection is .*expected a whole number"):
         ep.Connection(nn.Linear(2, 2), source, 1)
+
+
+@pytest.mark.parametrize("name", ["threshold", "gain"])
+@pytest.mark.parametrize("value", ["a", None, [[1.0], [1.0, 2.0]], {}])
+def test_a_layer_has_numbers(name, value):
+    with pytest.raises(TypeError, match=rf"^{name} is .*; expected a number above 0, or a tensor"):
+        ep.Layer(**{name: value})

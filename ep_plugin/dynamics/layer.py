@@ -29,7 +29,7 @@ class Layer(nn.Module):
 
     Raises:
         ValueError: a threshold or gain is not above 0, or the activation's name is unknown.
-        TypeError: a level is not a whole number.
+        TypeError: a level is not a whole number, or a threshold or gain is no number and no tensor.
 
     Example:
         >>> layer = ep.Layer(threshold=nn.Parameter(torch.ones(10)), activation="sigmoid")
@@ -49,7 +49,7 @@ class Layer(nn.Module):
         gain: float | Tensor = 1.0,
     ) -> None:
         super().__init__()
-        gain = torch.as_tensor(gain, dtype=torch.get_default_dtype()).detach()
+        gain = _numbers("gain", gain).detach()
         if not bool(((gain > 0) & gain.isfinite()).all()):
             raise ValueError(f"gain is {gain.tolist()}; expected finite numbers above 0")
         self.register_buffer("gain", None if bool((gain == 1).all()) else gain, persistent=False)
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         if isinstance(threshold, nn.Parameter):
             self.threshold = threshold
         else:
-            self.register_buffer("threshold", torch.as_tensor(threshold, dtype=torch.get_default_dtype()))
+            self.register_buffer("threshold", _numbers("threshold", threshold))
         if not bool((self.threshold > 0).all()):
             raise ValueError(f"threshold is {threshold!r}; expected numbers above 0")
 
@@ -89,3 +89,10 @@ class Layer(nn.Module):
                 return False
             self._positive = (threshold, writings(threshold))
         return True
+
+
+def _numbers(what: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{what} is {value!r}; expected a number above 0, or a tensor of such numbers") from error
