@@ -18,7 +18,8 @@ from ep_plugin.validation import fraction, not_negative, positive
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for weights of two dimensions or more but the last one; AdamW for the last weight, biases and gains.
 
-    The last weight is that of the readout, which Muon trains less well.
+    The last weight is that of the readout, which Muon trains less well. A dimension of size 1 does not count: the
+    thresholds of channels, `[C, 1, 1]`, are no matrix.
 
     Args:
         params: the parameters of a model, in its order.
@@ -48,7 +49,7 @@ class MuonAdamW(torch.optim.Optimizer):
             raise TypeError(f"a parameter is a {type(wrong).__name__}; expected tensors, such as model.parameters()")
         if not given:
             raise ValueError("there is no parameter; expected those of a model, such as model.parameters()")
-        weights = [p for p in given if p.dim() > 1][:-1]
+        weights = [p for p in given if sum(size > 1 for size in p.shape) > 1][:-1]
         chosen = {id(p) for p in weights}
         rest = [p for p in given if id(p) not in chosen]
         options: dict[str, Any] = {

@@ -354,7 +354,8 @@ class ConvergentNetwork(nn.Module):
     def _system(self, drives: tuple[Tensor, ...], frames: tuple[Tensor, ...] | None) -> System:
         layers, edges = self._layers(), self._edges()
         shapes = layer_shapes(layers, edges, self.driven, drives)
-        thresholds = tuple(layer.theta for layer in layers)
+        width = at_least_float32(drives[0]).dtype
+        thresholds = tuple(layer.theta.to(width) for layer in layers)
         values = Values(drives, thresholds, tuple(c.tensors(shapes[c.source], drives[0]) for c in edges))
         # Under autocast stem and products compute in half precision; states, forces and contrasts never do.
         values = values.like([laid_out(at_least_float32(t)) for t in values.flat()])._replace(frames=frames)

@@ -224,6 +224,12 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
     if any(p.is_complex() for p in stem.parameters()):
         raise TypeError("the network's weights are complex, and its neurons have real states; expected real weights")
     if not x.is_floating_point():
+        if any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in stem.modules()):
+            raise TypeError(
+                f"the input has the type {x.dtype}, which an embedding in the model looks up; a network's input is "
+                "floating point. Leave the embedding out of the model that is converted, and call it before: "
+                "model(embedding(tokens)), which trains it too"
+            )
         raise TypeError(
             f"the input has the type {x.dtype}; expected floating point (images in [0, 1]: x.float() / 255)"
         )

@@ -355,3 +355,24 @@ def test_a_feedback_that_cannot_be_written_out():
         ep.to_snntorch(convert(convolutional()[0]), 4, feedback=True)
     with pytest.raises(TypeError, match=r"feedback is 0\.1; expected True or False"):
         ep.to_norse(model, 4, feedback=0.1)
+
+
+class Methods(nn.Module):
+    """Methods of tensors before the first neuron, between neurons and behind the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.one, self.two = (snn.Leaky(0.9, init_hidden=True) for _ in range(2))
+
+    def forward(self, x):
+        h = self.one(self.first(x.flip(-1)))
+        h = self.two(self.second(h.mean((2, 3))))
+        return self.last(h).flip(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("deploy", [ep.to_snntorch, ep.to_norse])
+def test_methods_of_tensors_are_written_out(deploy):
+    torch.manual_seed(0)
+    model, x = ep.convert(Methods(), encoder="graded").eval(), torch.rand(4, 1, 6, 6)
+    torch.testing.assert_close(deploy(model, num_steps=400)(x), model(x), atol=5e-3, rtol=0)

@@ -127,3 +127,10 @@ def test_it_trains_the_net_that_it_is_for():
     model.eval()
     right = [(model(x).argmax(1) == y).float().mean() for x, y in data.test_dataloader()]
     assert torch.stack(right).mean() > 0.9
+
+
+def test_thresholds_of_channels_are_no_matrices():
+    weights = [nn.Parameter(torch.rand(*shape)) for shape in ((8, 1, 3, 3), (8, 1, 1), (4, 8, 1, 1), (4, 4))]
+    matrices, rest = ep.MuonAdamW(weights).param_groups
+    assert [p.shape for p in matrices["params"]] == [(8, 1, 3, 3), (4, 8, 1, 1)]
+    assert [p.shape for p in rest["params"]] == [(8, 1, 1), (4, 4)]

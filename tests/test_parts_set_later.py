@@ -174,3 +174,44 @@ def test_a_connection_has_whole_numbers(source):
 def test_a_layer_has_numbers(name, value):
     with pytest.raises(TypeError, match=rf"^{name} is .*; expected a number above 0, or a tensor"):
         ep.Layer(**{name: value})
+
+
+def test_a_threshold_that_no_optimizer_would_know_is_refused():
+    raw = nn.Parameter(torch.ones(3))
+    for threshold in (raw.exp(), torch.tensor(0.7, requires_grad=True)):
+        with pytest.raises(ValueError, match=r"threshold is a tensor that requires a gradient and is no nn\.Parameter"):
+            ep.Layer(threshold)
+        layer = ep.Layer()
+        with pytest.raises(ValueError, match=r"expected nn\.Parameter"):
+            layer.threshold = threshold
+
+
+def test_a_number_is_written_into_a_learnable_threshold():
+    layer = ep.Layer(nn.Parameter(torch.ones(3)))
+    own = layer.threshold
+    layer.threshold = 0.25
+    assert layer.threshold is own
+    assert own.tolist() == [0.25] * 3
+    with pytest.raises(ValueError, match="threshold is -1; expected a number above 0"):
+        layer.threshold = -1
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["double, then converted", "converted, then double"])
+def test_a_network_in_float64_has_thresholds_of_that_precision(first):
+    def made():
+        torch.manual_seed(0)
+        parts = [(nn.Linear(8, 8), snn.Leaky(0.9, threshold=0.7, init_hidden=True)) for _ in range(3)]
+        return nn.Sequential(*(m for pair in parts for m in pair), nn.Linear(8, 3))
+
+    settled = {"encoder": "graded", "relaxation": ep.Relaxation(100, tolerance=1e-13)}
+    model = ep.convert(made().double(), **settled) if first else ep.convert(made(), **settled).double()
+    found = model.free_phase(torch.rand(4, 8, dtype=torch.float64))
+    assert model.layers[0].threshold.dtype == torch.float64
+    assert found.residual.max() < 1e-12
+    assert bool(found.converged.all())
+
+
+def test_a_threshold_in_float64_leaves_a_network_in_float32():
+    threshold = torch.full((5,), 0.7, dtype=torch.float64)
+    model = ep.convert(nn.Sequential(nn.Linear(4, 5), snn.Leaky(0.9, threshold=threshold, init_hidden=True)))
+    assert model(torch.rand(2, 4)).dtype == torch.float32

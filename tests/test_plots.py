@@ -232,3 +232,22 @@ def test_deployment_is_drawn_beside_what_bptt_has_recorded(monkeypatch, tmp_path
     (dot,) = [l for axis in figure.axes for l in axis.lines if "BPTT" in l.get_label()]
     assert dot.get_xydata().tolist() == [[25.0, 0.7]]
     sys.modules.pop("deployment", None)
+
+
+def test_without_feedback_the_gradient_is_that_of_backpropagation(monkeypatch):
+    """examples/gradients.py."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import gradients
+
+    torch.manual_seed(0)
+    exact = {"encoder": "graded", "estimator": ep.EquilibriumPropagation(beta=1e-4)}
+    model = ep.convert(ep.initialize_(ep.models.small_convolutional(), 2.0), feedback=1e-6, **exact).eval()
+    images = [(torch.rand(16, 1, 8, 8), torch.arange(16) % 10) for _ in range(2)]
+    rows = pd.DataFrame(gradients.cosines_of(model, images))
+    least = rows.groupby(["feedback", "reference"]).cosine.min()
+    assert set(least.index) == {(1e-6, "settled"), (1e-6, "feedforward"), (0.01, "feedforward"), (0.02, "feedforward")}
+    assert least[1e-6, "settled"] > 0.999
+    assert least[1e-6, "feedforward"] > 0.999
+    assert least[0.02, "feedforward"] < least[0.01, "feedforward"] < least[1e-6, "feedforward"]
+    for module in ("gradients", "figure_networks"):
+        sys.modules.pop(module, None)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import ep_plugin as ep
 from ep_plugin.models import CenteredWeight, convolutional_2c2fc
@@ -46,3 +47,16 @@ def test_gradients_of_a_normalized_and_centered_net_against_the_exact_reference(
     found = ep.gradient_agreement(model, x, y, F.cross_entropy, reference=ep.ImplicitDifferentiation())
     assert len(found) == 8
     assert all(row.relative_error < 1e-5 for row in found)
+
+
+def test_in_training_mode_both_drop_the_same_and_count_no_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Linear(16, 32), nn.BatchNorm1d(32), ep.ConvergentLeaky(), nn.Dropout(0.5), nn.Linear(32, 32)),
+        *(ep.ConvergentLeaky(), nn.Linear(32, 4)),
+    )
+    model, x, y = ep.convert(net).train(), torch.rand(32, 16), torch.arange(32) % 4
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = ep.gradient_agreement(model, x, y, F.cross_entropy, model)
+    assert all(own.cosine == pytest.approx(1) and own.relative_error == 0 for own in found)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

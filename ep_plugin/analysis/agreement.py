@@ -1,6 +1,7 @@
 """How well two estimators' gradients agree, parameter by parameter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,8 @@ def gradient_agreement(
 ) -> list[Agreement]:
     """Compares the model's gradient with a reference's, for every parameter that has one.
 
+    In training mode dropout drops the same neurons for both, and the running statistics of a batch normalization stay.
+
     Args:
         model: with the estimator in question as its `estimator`. Its `.grad`s are not touched.
         x: a batch.
@@ -73,9 +76,23 @@ def gradient_agreement(
     for network in (model, reference):
         parameters = dict(network.named_parameters())
         wanted = [parameters[n] for n in names]
-        found.append(torch.autograd.grad(loss(network(x), y), wanted, allow_unused=True))
+        with _unmoved(model, x):
+            found.append(torch.autograd.grad(loss(network(x), y), wanted, allow_unused=True))
     pairs = zip(names, *found, strict=True)
     return [_compare(n, a, b) for n, a, b in pairs if a is not None and b is not None]
+
+
+@contextmanager
+def _unmoved(model: ConvergentNetwork, x: Tensor) -> Iterator[None]:
+    """Random numbers and buffers are given back, so that both networks drop the same neurons."""
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            for name, b in model.named_buffers():
+                if name in before and not torch.equal(b, before[name]):
+                    b.copy_(before[name])
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:

@@ -31,7 +31,10 @@ def add_read_noise(model: ConvergentNetwork, std: float) -> ConvergentNetwork:
         >>> model = ep.chips.add_read_noise(ep.convert(net), 0.05)
     """
     std = not_negative("std", std)
+    axes = getattr(model.stem, "axes", None)  # of a sample, where the conversion was told
     model.stem = _noisy(model.stem, std, ("up",))
+    if axes is not None:
+        model.stem.axes = axes
     for connection in model.connections:
         assert isinstance(connection, Connection)
         connection.module = _noisy(connection.module, std, ("down", "up"))

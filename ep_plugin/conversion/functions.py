@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodDescriptorType
 from typing import Any
 
 import torch
@@ -194,7 +195,10 @@ class Function(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         args: Any = map_aggregate((self.args, self.options), lambda a: tensors[a.number] if isinstance(a, Slot) else a)
-        return self.function(*args[0], **args[1])
+        (first, *rest), options = args
+        if isinstance(self.function, MethodDescriptorType):  # a method of tensors, which takes no stand-in of a trace
+            return getattr(first, self.function.__name__)(*rest, **options)
+        return self.function(first, *rest, **options)
 
 
 def modules_of(

@@ -28,7 +28,8 @@ class Layer(nn.Module):
     Each of them can also be set later, a threshold or gain by a number too.
 
     Raises:
-        ValueError: a threshold or gain is not above 0, or the activation's name is unknown.
+        ValueError: a threshold or gain is not above 0, or requires a gradient and is no `nn.Parameter`, or the
+            activation's name is unknown.
         TypeError: a level is not a whole number, or a threshold or gain is no number and no tensor.
 
     Example:
@@ -69,8 +70,14 @@ class Layer(nn.Module):
             value = as_activation(value)
         elif name == "level":
             value = None if value is None else count("level", value, least=-sys.maxsize)
-        elif name in self._buffers and (value is not None or name == "threshold") and not isinstance(value, Tensor):
+        elif name in ("threshold", "gain") and isinstance(value, Tensor):
+            _require_parameter(name, value)
+        elif name in vars(self).get("_buffers", {}) and (value is not None or name == "threshold"):
             value = torch.as_tensor(positive(name, value)).to(self.threshold)
+        elif name == "threshold" and name in vars(self).get("_parameters", {}):
+            with torch.no_grad():
+                self.threshold.fill_(positive(name, value))
+            return
         super().__setattr__(name, value)
 
     @property
@@ -92,7 +99,19 @@ class Layer(nn.Module):
 
 
 def _numbers(what: str, value: Any) -> Tensor:
+    """As a tensor of PyTorch's default type, or of a wider one that was given."""
+    if isinstance(value, Tensor):
+        _require_parameter(what, value)
+        return value.to(torch.promote_types(value.dtype, torch.get_default_dtype()))
     try:
         return torch.as_tensor(value, dtype=torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{what} is {value!r}; expected a number above 0, or a tensor of such numbers") from error
+
+
+def _require_parameter(what: str, value: Tensor) -> None:
+    if value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(
+            f"the {what} is a tensor that requires a gradient and is no nn.Parameter, so no optimizer would know it; "
+            "expected nn.Parameter(...), or one that torch.nn.utils.parametrize computes from another"
+        )

@@ -43,7 +43,7 @@ class Relaxation:
             with itself.
         order: "sequential" (one layer after the other, from below: a step is a forward pass with the feedback added),
             "alternating" (groups of layers without a connection among them) or "simultaneous". In the first two, and
-            with full steps, the energy of graded neurons never rises.
+            with full steps, the energy of graded neurons never rises (unless weights follow max pooling).
         tolerance: a graded sample stops when none of its states changes in a step by more than this number times the
             step size. Each sample stops separately, so its result does not depend on its batch. Spiking neurons
             run all their steps; for them the tolerance only decides what counts as converged.

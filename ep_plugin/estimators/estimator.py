@@ -11,6 +11,7 @@ from ep_plugin.dynamics.encoders.base import Encoder
 from ep_plugin.dynamics.relaxation import FreePhase, Observed, Relaxation
 from ep_plugin.dynamics.system import System
 from ep_plugin.profiling import carried_on, recorder
+from ep_plugin.tensors import outside_autocast
 from ep_plugin.validation import require_finite
 
 Gradients = Callable[[Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]]
@@ -103,7 +104,7 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values = ctx.saved_tensors  # an error if a value has been changed in place since the forward pass
         _, *needed = ctx.needs_input_grad
-        with torch.no_grad(), carried_on(ctx.call.recorder):
+        with torch.no_grad(), outside_autocast(grads[0]), carried_on(ctx.call.recorder):
             gradients = ctx.call.gradients(grads, needed)
         found = [g if n else None for g, n in zip(gradients, needed, strict=True)]
         if not grads[0].is_meta and bool(torch.stack([g.sum() for g in grads]).isfinite().all()):

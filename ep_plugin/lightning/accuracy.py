@@ -17,14 +17,14 @@ def accuracy(output: Any, target: Any, ignored: int = -100) -> tuple[Tensor, int
         ignored: a target that does not count.
 
     Returns:
-        The share, and of how many targets it is; None where they are no classes.
+        The share, and of how many targets it is; None where they are no classes, or none counts.
     """
     if not are_classes(target, output):
         return None
     classes = output.shape[1]
     share = multiclass_accuracy(output, target, classes, average="micro", ignore_index=ignored, validate_args=False)
-    counted = target.numel() if target.dim() == 1 else int((target != ignored).sum())
-    return share, counted
+    counted = int((target != ignored).sum())
+    return (share, counted) if counted else None
 
 
 def ignored_by(loss: Loss) -> int:

@@ -32,7 +32,7 @@ class IgnoredTargets:
             y: the targets, which stay as they are.
             value: of the loss.
         """
-        others = _others(y) if self.left else []
+        others = _others(y)
         if not others:
             return
         self.left -= 1

@@ -1,5 +1,6 @@
 """Training modules: equilibrium propagation, and snnTorch's backpropagation through time."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import snntorch as snn
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +22,7 @@ from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, named
 from ep_plugin.lightning.resuming import Resuming
 from ep_plugin.lightning.zero_gradients import ZeroGradients
+from ep_plugin.linear.modules import FixedNormalization
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.validation import chosen, count, positive
 
@@ -82,8 +85,8 @@ class _Task(L.LightningModule):
         x, y = pair(batch)
         seen, output, others = self.outcome(x)
         loss = self.loss_of(seen, y)
-        if stage == "train":
-            self._ignored_targets.look(self.loss_of, seen, y, loss.detach())
+        if stage == "train" and self._ignored_targets.left:
+            self._look_at_targets(seen, y, loss.detach())
         # An input that changes over time has its time first, so the batch is counted in the output.
         found = [_Logged({"loss": loss.detach(), **others}, len(_tensors(output)[0]))]
         classified = summed(output, self.population) if self.population else output
@@ -91,6 +94,19 @@ class _Task(L.LightningModule):
             found.append(_Logged({"accuracy": share[0]}, share[1]))
         self._log(stage, found)
         return loss, found
+
+    def _look_at_targets(self, seen: Any, y: Any, loss: Tensor) -> None:
+        """With a copy of the loss, and random numbers that are given back: a loss may count, keep centres or draw."""
+        own = self.loss
+        try:
+            self.loss = copy.deepcopy(own)
+        except (TypeError, RuntimeError):  # it holds what cannot be copied, so it is not tried
+            return
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                self._ignored_targets.look(self.loss_of, seen, y, loss)
+        finally:
+            self.loss = own
 
     def _log(self, stage: str, found: Iterable[_Logged], **options: Any) -> None:
         for values, samples in found:
@@ -149,7 +165,13 @@ class _Task(L.LightningModule):
             optimizer = self.optimizer(self.parameters())
         if self.schedule == "constant":
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                'schedule="cosine" falls to zero at the end of the training, and this one has no end that is known; '
+                'expected Trainer(max_epochs=...) or Trainer(max_steps=...), or schedule="constant"'
+            )
+        steps = int(steps)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
@@ -260,6 +282,16 @@ class EPLightningModule(_Task):
     def configure_callbacks(self) -> list[L.Callback]:
         given = any(isinstance(c, HealthMonitor) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         return super().configure_callbacks() + [HealthMonitor()] * (self.health and not given)
+
+    def on_fit_start(self) -> None:
+        """Refuses what would only fail at the end of the training."""
+        super().on_fit_start()
+        averaging = any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if averaging and any(isinstance(m, FixedNormalization) for m in self.modules()):
+            raise ValueError(
+                "StochasticWeightAveraging sets the statistics of every batch normalization back and fills them from "
+                "the batches, and those between neurons are fixed; expected Lightning's WeightAveraging in its place"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ep_plugin"] = _settings(self.model)

@@ -191,7 +191,9 @@ class Differentiated(LinearMap):
 
     def _call(self, tensors: Tensors, x: Tensor) -> Tensor:
         x = x if self.is_familiar else x.clone()  # somebody's module may write into its input, which is a state
-        return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), (x,))
+        own = dict(zip(self.names, map(at_least_float32, tensors), strict=True))
+        half = {name: b.float() for name, b in self.module.named_buffers() if b.dtype in _HALF}
+        return functional_call(self.module, own | half, (x,))
 
 
 REGISTRY: dict[type[nn.Module], Callable[..., LinearMap]] = {}
@@ -317,8 +319,11 @@ def plain(t: Tensor) -> Tensor:
     return t.clone() if t.is_inference() else t.detach()
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
 def at_least_float32(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    return t.float() if t.dtype in _HALF else t
 
 
 def laid_out(t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ep_plugin.linear.base import LinearMap, Tensors, register_all
+from ep_plugin.tensors import writings
 
 
 class Scale(LinearMap, nn.Module):
@@ -57,12 +58,20 @@ class FixedNormalization(LinearMap, nn.Module):
                 "track_running_stats=True"
             )
         self.norm, self.offset = norm, offset
+        self._looked_at: tuple[Any, ...] = ()
+        self._was_reset = _is_reset(norm)
+        self.register_load_state_dict_post_hook(_counts_as_given)
 
     def tensors(self) -> Tensors:
-        """The factor and, if there is one, the offset of every channel, `[C]`."""
+        """The factor and, if there is one, the offset of every channel, `[C]`.
+
+        Raises:
+            ValueError: something has set the statistics back.
+        """
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
+        self._require_statistics()
         factor = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:
             factor = factor * norm.weight
@@ -91,6 +100,35 @@ class FixedNormalization(LinearMap, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(self.tensors(), x)
+
+    def _require_statistics(self) -> None:
+        """A look at them after something was written into them; only then is a device asked."""
+        mean = self.norm.running_mean
+        assert mean is not None
+        if self._looked_at and self._looked_at[0] is mean and self._looked_at[1] == writings(mean):
+            return
+        if not self._was_reset and _is_reset(self.norm):
+            raise ValueError(
+                "the running statistics of a batch normalization between neurons were set back to 0 and 1, as "
+                "torch.optim.swa_utils.update_bn and Lightning's StochasticWeightAveraging do. Between neurons they "
+                "are fixed, and no batch fills them again. Load them again, and average without these two (Lightning's "
+                "WeightAveraging leaves them), or for what stands before the first neuron alone: "
+                "update_bn(batches, model.stem). If 0 and 1 are meant, convert the model again"
+            )
+        self._looked_at = (mean, writings(mean))
+
+
+def _is_reset(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether the statistics are those of a new one."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    return not mean.is_meta and bool((mean == 0).all() and (var == 1).all())
+
+
+def _counts_as_given(module: Any, _: Any) -> None:
+    """After a state dict was loaded: what it holds is meant."""
+    module._was_reset = _is_reset(module.norm)
 
 
 def _a_channel(t: Tensor, like: Tensor) -> Tensor:

@@ -317,3 +317,11 @@ def test_feedback_weights_are_compared_with_no_gradient():
     found = ep.gradient_agreement(model.variant(encoder="graded"), x, y, F.cross_entropy)
     assert len(found) == 6
     assert not [own.name for own in found if ".feedback." in own.name]
+
+
+def test_read_noise_knows_how_many_axes_a_sample_has():
+    x = torch.rand(6, 5, 4)
+    net = nn.Sequential(nn.Linear(4, 6), ep.ConvergentLeaky(), nn.Linear(6, 6), ep.ConvergentLeaky(), nn.Linear(6, 3))
+    model = ep.convert(net, example_input=x)
+    for std in (0.05, 0.0, 0.05):
+        assert chips.add_read_noise(model, std)(x).shape == (6, 5, 3)

@@ -4,6 +4,7 @@ import warnings
 from time import perf_counter
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
@@ -111,3 +112,69 @@ def test_following_that_advice_helps():
             F.cross_entropy(model(x), y).backward()
             seconds[half].append(perf_counter() - start)
     assert min(seconds[True]) > min(seconds[False])
+
+
+def lif():
+    return snn.Leaky(beta=0.9, init_hidden=True)
+
+
+class Holding(nn.Module):
+    """A net whose forward calls a function with a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 4, 3), nn.Linear(16, 3)
+        self.one, self.two, self.weight = lif(), lif(), nn.Parameter(torch.randn(4, 4, 3, 3) / 6)
+
+    def forward(self, x):
+        h = F.conv2d(self.one(self.first(x)), self.weight)
+        return self.last(self.two(h).flatten(1))
+
+
+def between(module):
+    return nn.Sequential(nn.Conv2d(2, 4, 3), lif(), module, lif(), nn.Flatten(), nn.LazyLinear(3))
+
+
+WITHOUT_A_MAP_OF_THEIR_OWN = {
+    "transposed": lambda: between(nn.ConvTranspose2d(4, 4, 2)),
+    "circular": lambda: between(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
+    "same": lambda: between(nn.Conv2d(4, 4, 2, padding="same")),
+    "in a forward": Holding,
+    "transposed before the first neuron": lambda: nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 2), lif(), nn.Flatten(), nn.LazyLinear(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kind", WITHOUT_A_MAP_OF_THEIR_OWN)
+def test_weights_without_an_adjoint_of_their_own_may_be_half(kind, dtype):
+    torch.manual_seed(0)
+    net, x, y = WITHOUT_A_MAP_OF_THEIR_OWN[kind](), torch.rand(6, 2, 6, 6), torch.arange(6) % 3
+    net(x)
+    model = ep.convert(net, encoder="graded")
+    expected, gradients = outcome(model, x, y)
+    gradients = {name: g.clone() for name, g in gradients.items()}
+    output, found = outcome(model.to(dtype), x.to(dtype), y)
+    torch.testing.assert_close(output, expected.to(dtype), atol=0.03, rtol=0.03)
+    for name, gradient in found.items():
+        assert torch.cosine_similarity(gradient.flatten().float(), gradients[name].flatten(), 0) > 0.95, name
+
+
+@pytest.mark.parametrize("estimator", [ESTIMATORS[k] for k in (0, 1, 3)], ids=lambda e: type(e).__name__)
+def test_a_backward_pass_within_autocast_is_that_outside(estimator):
+    model = a_model(encoder="graded", estimator=estimator)
+    x, y = torch.rand(16, 1, 8, 8), torch.randint(10, (16,))
+    found = []
+    for within in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+            if within:
+                loss.backward()
+        if not within:
+            loss.backward()
+        # Of what the estimator computes; autograd goes on from there, in what precision it is told.
+        found.append([p.grad for p in model.connections.parameters()])
+    for outside, inside in zip(*found, strict=True):
+        assert torch.equal(outside, inside)

@@ -283,3 +283,50 @@ def test_several_outputs_take_a_loss_of_several(tmp_path):
     assert "val/accuracy" not in logged
     first, *_ = trainer(tmp_path).predict(ep.EPLightningModule(model), batches(CLASSES))
     assert [output.shape for output in first] == [(7, 16), (7, 10)]
+
+
+def test_targets_in_a_row_that_the_loss_leaves_out_do_not_count(tmp_path):
+    net = nn.Sequential(nn.Linear(16, 12), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 4))
+    task = ep.EPLightningModule(ep.convert(net), loss=nn.CrossEntropyLoss(ignore_index=-100))
+    x = torch.rand(64, 16)
+    y = task.model.eval()(x).argmax(1)
+    y[0], y[1:16] = (y[0] + 1) % 4, -100
+    y[16:32] = -100  # a batch that has none
+    (found,) = trainer(tmp_path).test(task, DataLoader(TensorDataset(x, y), 16), verbose=False)
+    assert found["test/accuracy"] == pytest.approx(32 / 33)
+
+
+class Counting(nn.Module):
+    """A loss that keeps what it has seen, and draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, output, y):
+        self.seen += len(y)
+        return F.cross_entropy(output + 0.01 * torch.randn_like(output), y)
+
+
+def test_other_targets_are_tried_on_a_copy_of_the_loss(tmp_path, monkeypatch):
+    def losses(looks):
+        monkeypatch.setattr("ep_plugin.lightning.ignored_targets._BATCHES", looks)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 12), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 4))
+        task = ep.EPLightningModule(ep.convert(net), loss=Counting())
+        trainer(tmp_path, max_epochs=1).fit(
+            task, DataLoader(TensorDataset(torch.rand(80, 16), torch.arange(80) % 4), 16)
+        )
+        return task.loss.seen.item(), [p.detach().clone() for p in task.model.parameters()]
+
+    (seen, with_looks), (_, without) = losses(3), losses(0)
+    assert seen == 80
+    assert all(torch.equal(a, b) for a, b in zip(with_looks, without, strict=True))
+
+
+def test_a_cosine_needs_an_end(tmp_path):
+    net = nn.Sequential(nn.Linear(16, 12), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 4))
+    data = DataLoader(TensorDataset(torch.rand(16, 16), torch.arange(16) % 4), 8)
+    task, endless = ep.EPLightningModule(ep.convert(net), schedule="cosine"), trainer(tmp_path, max_epochs=-1)
+    with pytest.raises(ValueError, match=r'schedule="cosine" .* expected Trainer\(max_epochs=\.\.\.\)'):
+        endless.fit(task, data)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ep_plugin import ConvergentNetwork, Layer, Relaxation
 from ep_plugin.chips import ReadNoise, SeparateFeedback
 from ep_plugin.linear.base import REGISTRY
 from ep_plugin.linear.connection import Connection, evaluate
@@ -315,3 +316,17 @@ def test_max_pooling_of_windows_without_an_entry_is_told():
     with pytest.raises(RuntimeError, match=r"MaxPool2d.* has windows without an entry; give less padding or dilation"):
         Connection(pool, 0, 1).shapes((3, 1, 2))
     assert Connection(nn.MaxPool2d(2, padding=1), 0, 1).shapes((3, 1, 2))[-1] == (3, 1, 2)
+
+
+def test_winners_before_negative_weights_take_turns():
+    """A winner pushes itself below its neighbour, for ever (`Relaxation` says so)."""
+    pooled = nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(1, 1, 1))
+    stem = nn.Conv1d(1, 1, 1)
+    for parameter, value in zip((*stem.parameters(), *pooled.parameters()), (1.0, 0.0, -1.0, 1.0), strict=True):
+        nn.init.constant_(parameter, value)
+    for sign, settles in ((1.0, True), (-1.0, False)):
+        nn.init.constant_(pooled[1].weight, sign)
+        nn.init.constant_(pooled[1].bias, 0.5 if sign > 0 else 1.0)
+        model = ConvergentNetwork(stem, [Layer(), Layer()], [Connection(pooled, 0, 1)], encoder="graded")
+        residual = model.variant(relaxation=Relaxation(200)).free_phase(torch.tensor([[[0.300, 0.301]]])).residual
+        assert (residual.item() < 1e-5) == settles
