@@ -396,7 +396,8 @@ def rates(neuron: nn.Module, current: Tensor, steps: int = 1000) -> Tensor:
 def training(output_dir: OutputDir = RESULTS) -> None:
     """Test errors over epochs and over seconds: recipes beside other methods for the same net, from results.jsonl."""
     table = pd.read_json(output_dir / "results.jsonl", lines=True)
-    save(drawings.training(table[(table.watched == "test") & (table.parameters > 0)]), output_dir, "training")
+    ended = table.groupby(["name", "seed", "started"]).epoch.transform("max") == table.epochs
+    save(drawings.training(table[ended & (table.watched == "test") & (table.parameters > 0)]), output_dir, "training")
 
 
 @app.command()
