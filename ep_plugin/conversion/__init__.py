@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
 from ep_plugin.conversion.adapters import LearnableLeak, Neuron
@@ -138,6 +139,14 @@ def convert(
             "or one of your own, told of by ep_plugin.register_neuron"
         )
     for name, module, adapter in found:
+        if is_parametrized(module) and type(module) not in adapters.REGISTERED:
+            names = ", ".join(module.parametrizations)
+            raise ValueError(
+                f"{adapters.place_of(name, module)} has a parametrization ({names}), which no converted neuron has. "
+                "Take it off (torch.nn.utils.parametrize.remove_parametrizations) and convert. A learnable threshold "
+                "can be parametrized afterwards, in its layer i: "
+                'register_parametrization(model.layers[i], "threshold", ...)'
+            )
         adapter.check(adapters.place_of(name, module), module)
     plan = (
         sequence.read(net) if sequence.is_sequence(net) and output is None else tracing.read(net, example_input, output)

@@ -10,6 +10,7 @@ from norse.torch.functional.izhikevich import tonic_spiking
 from norse.torch.module.izhikevich import IzhikevichCell
 from norse.torch.module.lif_ex import LIFExCell
 from torch import nn
+from torch.nn.utils import parametrize
 from ways_out import Net, X, works
 
 import ep_plugin as ep
@@ -309,3 +310,25 @@ def test_the_original_loads_what_was_trained_and_no_state_of_the_converted():
     assert not model.state_dict().keys() & net.state_dict().keys()
     with pytest.raises(RuntimeError, match="Missing key"):
         net.load_state_dict(model.state_dict())
+
+
+class Positive(nn.Module):
+    def forward(self, t):
+        return nn.functional.softplus(t)
+
+    def right_inverse(self, t):
+        return t.expm1().log()
+
+
+def test_a_parametrized_threshold():
+    neuron = snn.Leaky(0.9, threshold=0.5, learn_threshold=True, init_hidden=True)
+    parametrize.register_parametrization(neuron, "threshold", Positive())
+    net = nn.Sequential(nn.Linear(8, 6), neuron, nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"'1' .* has a parametrization \(threshold\).*remove_parametrizations"):
+        ep.convert(net)
+    parametrize.remove_parametrizations(neuron, "threshold")
+    model = ep.convert(net)
+    parametrize.register_parametrization(model.layers[0], "threshold", Positive())
+    assert model.layers[0].threshold.item() == pytest.approx(0.5)
+    model(X).pow(2).sum().backward()
+    assert model.layers[0].parametrizations.threshold.original.grad.norm() > 0
