@@ -65,12 +65,18 @@ def load_data(name: str, data_dir: Path, batch_size: int, seed: int) -> "Lightni
     return found
 
 
+def find_from_here() -> None:
+    """Lets modules in this directory be imported."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+
+
 def _loaded(path: str, what: str, expected: str, thing: str) -> Any:
     """What a module calls so, found as `python -m` finds it."""
     place, _, name = path.partition(":")
     if not place or not name:
         raise ValueError(f"{what} is {path!r}; expected {expected}")
-    sys.path.insert(0, str(Path.cwd()))
+    find_from_here()
     try:
         module = import_module(place)
     except ModuleNotFoundError as error:

@@ -24,6 +24,7 @@ from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.faults import explained
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.lightning.summary import without_flops
+from ep_plugin.loading import find_from_here
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
 from ep_plugin.validation import count, not_negative
@@ -220,6 +221,7 @@ def run(subcommand: str, arguments: Sequence[str]) -> None:
         SystemExit: 2 if an argument or a setting is wrong, with a message that says which.
     """
     with without_foreign_notes():
+        find_from_here()  # what a configuration names, as `ep-plugin check` and `python -m` find it
         from_arguments([subcommand, *arguments], run=True)
 
 

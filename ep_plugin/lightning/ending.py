@@ -27,7 +27,8 @@ def ending(trainer: L.Trainer, arguments: Sequence[str]) -> str:
     done = f"Trained {epochs} epoch{'' if epochs == 1 else 's'}{_worth(trainer.callback_metrics)}."
     kept = _kept(trainer)
     if not kept:
-        return f"{done} No checkpoint was kept: the trainer's checkpoints are switched off."
+        why = "" if trainer.checkpoint_callbacks else ": the trainer's checkpoints are switched off"
+        return f"{done} No checkpoint was kept{why}."
     given = _without("--ckpt_path", arguments)
     commands = f"Test it: {_command('test', given, kept[0])}"
     if longer := _longer(trainer):

@@ -28,6 +28,7 @@ from ep_plugin.validation import chosen, count, positive
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
+_TASK = "ep_plugin_task"  # its place in a checkpoint
 SCHEDULES = {"constant": "lr stays", "cosine": "lr falls to zero along a cosine, step by step"}
 
 
@@ -157,6 +158,38 @@ class _Task(L.LightningModule):
                 stacklevel=1,
             )
 
+    def _told(self) -> dict[str, Any]:
+        """What this task was given beside the network, as plain data."""
+        return {"loss": named(self.loss), "lr": self.lr, "schedule": self.schedule, "population": self.population}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_TASK] = self._told()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        here = self._told()
+        saved = {name: value for name, value in checkpoint.get(_TASK, {}).items() if name in here}
+        if changed := [f"{name} was {v!r} and is {here[name]!r}" for name, v in saved.items() if v != here[name]]:
+            warnings.warn(
+                f"the checkpoint's task had other settings: {'; '.join(changed)}. Give {type(self).__name__} the same "
+                "if that is not meant. (A training that goes on keeps the checkpoint's learning rate in any case)",
+                stacklevel=2,
+            )
+
+    def on_train_start(self) -> None:
+        """Refuses a cosine that a checkpoint has brought along and that does not end where this training does."""
+        if self.schedule == "constant":
+            return
+        schedulers = self.lr_schedulers()
+        steps = int(self.trainer.estimated_stepping_batches)
+        for own in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if isinstance(own, torch.optim.lr_scheduler.CosineAnnealingLR) and own.T_max != steps:
+                raise ValueError(
+                    f'schedule="cosine": the checkpoint\'s ends after {own.T_max} steps, and this training has '
+                    f"{steps}, so that its learning rate would rise again, or not come down. Go on with as many epochs "
+                    "and batches as before; or begin a new training of its weights: "
+                    f"{type(self).__name__}.load_from_checkpoint(...)"
+                )
+
     def configure_optimizers(self) -> Any:
         # Adam's own eps is zero in float16 (`precision="16-true"`), and so are the squares of most gradients.
         half = any(p.dtype == torch.float16 for p in self.parameters())
@@ -228,9 +261,10 @@ class EPLightningModule(_Task):
     Batches are `(x, y)`, where y is what the loss takes; `predict` takes `x` as well. If a loader gives something else,
     convert it to this in `on_before_batch_transfer`.
 
-    Checkpoints: load them with `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`. Give `loss`, `lr`
-    and `optimizer` again if they were not the defaults, and give `convert` the same options as before. A checkpoint
-    keeps the network's settings as plain data, and the number of steps of both phases. A model with another encoder or
+    Checkpoints: load them with `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`. Give `loss`,
+    `lr`, `optimizer`, `schedule` and `population` again if they were not the defaults (all but the optimizer are
+    compared, and a difference is warned of), and give `convert` the same options as before. A checkpoint keeps the
+    network's settings as plain data, and the number of steps of both phases. A model with another encoder or
     feedback, or with fewer steps, is another network on the same weights, and loading it warns.
 
     With `AdaptiveDelta(event_weight="fixed")` the trainer skips the sanity check before the training: events have no
@@ -294,9 +328,11 @@ class EPLightningModule(_Task):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["ep_plugin"] = _settings(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if differing := _differences(checkpoint.get("ep_plugin", {}), self.model):
             warnings.warn(
                 f"the checkpoint's network had other settings, so that its weights may do worse here: "

@@ -21,6 +21,7 @@ class ZeroGradients:
 
     def __init__(self, loss: str) -> None:
         self.loss, self.left, self.moved = loss, _BATCHES, False
+        self.sees = False  # whether a readout was handed an equilibrium that leads to this batch's loss
 
     @contextmanager
     def watched(self, readout: nn.Module) -> Iterator[None]:
@@ -35,9 +36,10 @@ class ZeroGradients:
             hook.remove()
 
     def judge(self, loss: Tensor) -> None:
-        """After the backward pass. A loss of 0 is at its minimum."""
-        if not self.left:
+        """After the backward pass. A loss of 0 is at its minimum. A `training_step` of one's own is not watched."""
+        if not self.left or not self.sees:
             return
+        self.sees = False
         self.left -= 1
         if self.moved or not bool(loss.detach().any()):
             self.left = 0
@@ -53,6 +55,7 @@ class ZeroGradients:
     def _see(self, _: nn.Module, states: tuple[Any, ...]) -> None:
         for state in states:
             if isinstance(state, Tensor) and state.requires_grad:
+                self.sees = True
                 state.register_hook(self._seen)
 
     def _seen(self, gradient: Tensor) -> None:

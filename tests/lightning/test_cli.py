@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -123,3 +124,29 @@ def test_the_example_for_mnist():
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     kinds = {type(callback) for callback in made.trainer.callbacks}
     assert {ep.EquilibriumMonitor, ep.SpikeMonitor, ep.GradientMonitor} <= kinds
+
+
+OWN_NET = """
+import snntorch as snn
+from torch import nn
+
+
+def mine() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), snn.Leaky(0.9, init_hidden=True), nn.Linear(12, 10))
+"""
+
+
+def test_modules_of_this_directory_are_found(monkeypatch):
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    Path("of_this_directory.py").write_text(OWN_NET)
+    done = run("fit", *DIGITS, *SHORT, "--model.init_args.model.init_args.net=of_this_directory.mine")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_cosine_goes_on_only_to_its_own_end():
+    cosine = [*DIGITS, *SHORT[1:], "--model.init_args.schedule=cosine"]
+    assert run("fit", *cosine, "--trainer.max_epochs=1").exit_code == 0
+    (kept,) = Path("lightning_logs").glob("version_0/checkpoints/*.ckpt")
+    done = run("fit", *cosine, "--trainer.max_epochs=2", "--ckpt_path", str(kept))
+    assert done.exit_code != 0
+    assert "the checkpoint's ends after 2 steps, and this training has 4" in " ".join(done.output.split())

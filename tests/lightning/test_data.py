@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import ep_plugin as ep
+from ep_plugin.lightning.data.images import ImageDataModule
 
 
 def test_digits():
@@ -142,3 +143,42 @@ def test_worker_processes_do_not_repeat_each_others_augmentation():
 def test_number_of_workers_is_checked(given, error):
     with pytest.raises(error, match=r"num_workers is .*; expected a whole number, 0 or more"):
         ep.DigitsDataModule(num_workers=given)
+
+
+class Own(ImageDataModule):
+    def __init__(self, x, y, x_test=None, y_test=None):
+        super().__init__(batch_size=4)
+        rest = (torch.rand(4, 1, 2, 2), torch.arange(4)) if x_test is None else (x_test, y_test)
+        self.parts = (x, y), rest
+
+    def stored(self):
+        return self.parts
+
+
+BYTES = torch.randint(256, (20, 1, 2, 2))
+STORED = {
+    "fewer classes": ((torch.rand(20, 1, 2, 2), torch.arange(15)), ValueError, "20 training images and 15 classes"),
+    "NumPy": ((torch.rand(20, 1, 2, 2).numpy(), torch.arange(20)), TypeError, r"are a ndarray; .* torch\.as_tensor"),
+    "no test images": (
+        (torch.rand(20, 1, 2, 2), torch.arange(20), torch.rand(0, 1, 2, 2), torch.arange(0)),
+        ValueError,
+        "there are no test images",
+    ),
+    "wide bytes": ((BYTES, torch.arange(20)), ValueError, r"numbers from .* to .* \(torch\.int64\).*torch\.uint8"),
+    "bytes as floats": ((BYTES.float(), torch.arange(20)), ValueError, r"expected bytes .* such as x / 255"),
+}
+
+
+@pytest.mark.parametrize(("parts", "error", "message"), STORED.values(), ids=STORED)
+def test_what_a_data_module_of_ones_own_has_stored_is_looked_at(parts, error, message):
+    with pytest.raises(error, match=message):
+        Own(*parts).setup()
+
+
+KINDS = {"bytes": BYTES.byte(), "shares": torch.rand(20, 1, 2, 2), "normalized": torch.randn(20, 1, 2, 2)}
+
+
+@pytest.mark.parametrize("x", KINDS.values(), ids=KINDS)
+def test_bytes_shares_and_normalized_images_are_stored(x):
+    first, _ = next(iter(Own(x, torch.arange(20)).train_dataloader()))  # which sets it up
+    assert first.shape == (4, 1, 2, 2)

@@ -230,6 +230,7 @@ def test_endings(tmp_path, monkeypatch):
 
     assert ended().endswith("No checkpoint was kept: the trainer's checkpoints are switched off.")
     kept = {"enable_checkpointing": True}
+    assert ended(**kept | {"max_epochs": 0}).endswith("No checkpoint was kept.")
     assert re.match(
         r"Trained 1 epoch, train/accuracy [\d.]+ %\. Checkpoint: checkpoints/epoch=0-step=6\.ckpt", ended(**kept)
     )

@@ -330,3 +330,34 @@ def test_a_cosine_needs_an_end(tmp_path):
     task, endless = ep.EPLightningModule(ep.convert(net), schedule="cosine"), trainer(tmp_path, max_epochs=-1)
     with pytest.raises(ValueError, match=r'schedule="cosine" .* expected Trainer\(max_epochs=\.\.\.\)'):
         endless.fit(task, data)
+
+
+def test_what_a_checkpoint_does_not_restore_is_told(tmp_path):
+    def net():
+        return ep.convert(nn.Sequential(nn.Linear(16, 12), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 8)))
+
+    task, path = ep.EPLightningModule(net(), population=4, lr=0.01), tmp_path / "own.ckpt"
+    run = trainer(tmp_path, max_epochs=1)
+    data = DataLoader(TensorDataset(torch.rand(16, 16), torch.arange(16) % 4), 8)
+    run.fit(task, data)
+    run.save_checkpoint(path)
+    with pytest.warns(UserWarning, match=r"lr was 0\.01 and is 0\.001; population was 4 and is None"):
+        ep.EPLightningModule.load_from_checkpoint(path, model=net())
+    again = net()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the checkpoint's task had other settings")
+        ep.EPLightningModule.load_from_checkpoint(path, model=again, population=4, lr=0.01)
+
+
+class OwnStep(ep.EPLightningModule):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+
+def test_a_training_step_of_ones_own_is_not_said_to_learn_nothing(tmp_path):
+    net = nn.Sequential(nn.Linear(16, 12), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 4))
+    data = DataLoader(TensorDataset(torch.rand(64, 16), torch.arange(64) % 4), 8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the loss .* gave a gradient of exactly 0")
+        trainer(tmp_path, max_epochs=1).fit(OwnStep(ep.convert(net)), data)

@@ -17,6 +17,7 @@ from ep_plugin.validation import count, finite_number, seed_number
 
 Images = tuple[Tensor, Tensor]
 WORDS = ("split", "test")
+_BRIGHT = 16  # which no normalized pixel is, and bytes as floating point numbers are
 Augmentation = nn.Module | Callable[[Tensor], Tensor]
 
 
@@ -53,6 +54,28 @@ class ImageSet(Dataset[tuple[Tensor, ...]]):
 def in_unit_range(x: Tensor) -> Tensor:
     """Bytes as numbers in [0, 1]; other numbers as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x if x.is_floating_point() else x.float()
+
+
+def require_images(what: str, x: Any, y: Any) -> None:
+    """Looks once at what a data module has stored.
+
+    Raises:
+        TypeError: these are no tensors.
+        ValueError: there are none, not as many classes as images, or numbers that are no share of the brightest pixel.
+    """
+    for name, found in ((f"{what} images", x), (f"classes of the {what} images", y)):
+        if not isinstance(found, Tensor):
+            raise TypeError(f"the {name} are a {type(found).__name__}; expected a tensor: torch.as_tensor(...)")
+    if len(x) != len(y):
+        raise ValueError(f"there are {len(x)} {what} images and {len(y)} classes of them; expected one per image")
+    if len(x) == 0:
+        raise ValueError(f"there are no {what} images; expected one or more")
+    wide = x.dtype in (torch.int32, torch.int64) and x.max() > 1
+    if wide or (x.is_floating_point() and x.min() >= 0 and x.max() > _BRIGHT):
+        raise ValueError(
+            f"the {what} images are numbers from {x.min().item():g} to {x.max().item():g} ({x.dtype}); expected bytes "
+            "(torch.uint8) or numbers in [0, 1], such as x / 255"
+        )
 
 
 def time_first(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -145,6 +168,8 @@ class ImageDataModule(L.LightningDataModule):
         if self._sets:
             return
         stored, stored_test = self.stored()
+        require_images("training", *stored)
+        require_images("test", *stored_test)
         number = len(stored[0])
         share = {"test": 0.0, "split": 0.1}[self.validation] if isinstance(self.validation, str) else self.validation
         seed = 0 if self.validation == "split" else self.seed
@@ -184,6 +209,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         processes, process = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        self.setup()
         images = self._sets["train"]
         return ResumableLoader(
             images,
@@ -205,5 +231,6 @@ class ImageDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _in_order(self, part: str) -> DataLoader:
+        self.setup()
         # Lightning makes the loader anew for predictions, from its arguments by name.
         return DataLoader(self._sets[part], batch_size=self.batch_size, collate_fn=self.collate, generator=_own())
