@@ -29,6 +29,7 @@ from ep_plugin.validation import chosen, count, positive
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _TASK = "ep_plugin_task"  # its place in a checkpoint
+_LOOP = 3  # calls of every neuron; two may be layers that share one
 SCHEDULES = {"constant": "lr stays", "cosine": "lr falls to zero along a cosine, step by step"}
 
 
@@ -413,6 +414,7 @@ class BPTTLightningModule(_Task):
         for neuron in self.neurons:
             if not neuron.init_hidden:
                 raise ValueError(f"a {type(neuron).__name__} neuron does not hold its state; expected init_hidden=True")
+        self._loop_looked_for = self.num_steps == 1
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outcome(x)[1]
@@ -431,7 +433,8 @@ class BPTTLightningModule(_Task):
             if not self.training:  # counting would slow the training down
                 for neuron in self.neurons:
                     hooks.callback(neuron.register_forward_hook(see).remove)
-            outputs = [self.net(shown) for shown in self._shown(x)]
+            first, *others = self._shown(x)
+            outputs = [self._first(first), *(self.net(shown) for shown in others)]
         self._rest()  # no state, and no graph, outlives the batch
         record = torch.stack([o[0] if isinstance(o, tuple) else o for o in outputs])
         mean = record.mean(0)
@@ -443,6 +446,31 @@ class BPTTLightningModule(_Task):
             return seen, mean, {}
         spikes = torch.stack(counts).sum()
         return seen, mean, {"spikes": spikes, "spikes_per_neuron": spikes / sum(sizes.values())}
+
+    def _first(self, x: Tensor) -> Any:
+        """The net's first step ever; warns where that is a loop over time already."""
+        if self._loop_looked_for:
+            return self.net(x)
+        self._loop_looked_for, calls = True, [0] * len(self.neurons)
+
+        def count_call(place: int) -> Callable[..., None]:
+            def called(*_: Any) -> None:
+                calls[place] += 1
+
+            return called
+
+        with ExitStack() as hooks:
+            for place, neuron in enumerate(self.neurons):
+                hooks.callback(neuron.register_forward_hook(count_call(place)).remove)
+            output = self.net(x)
+        if calls and calls == [calls[0]] * len(calls) and calls[0] >= _LOOP:
+            warnings.warn(
+                f"the net runs each of its neurons {calls[0]} times in one call, and num_steps={self.num_steps} calls "
+                f"it {self.num_steps} times: {calls[0] * self.num_steps} steps in all. If its forward has a loop over "
+                "time, take the loop out, or give num_steps=1",
+                stacklevel=2,
+            )
+        return output
 
     def _shown(self, x: Tensor) -> Sequence[Tensor]:
         """The input of every step."""

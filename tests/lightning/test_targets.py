@@ -361,3 +361,23 @@ def test_a_training_step_of_ones_own_is_not_said_to_learn_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the loss .* gave a gradient of exactly 0")
         trainer(tmp_path, max_epochs=1).fit(OwnStep(ep.convert(net)), data)
+
+
+class Looping(nn.Module):
+    def __init__(self, times):
+        super().__init__()
+        self.times, self.first, self.last = times, nn.Linear(16, 12), nn.Linear(12, 4)
+        self.lif = snn.Leaky(beta=0.9, init_hidden=True)
+
+    def forward(self, x):
+        return sum(self.last(self.lif(self.first(x))) for _ in range(self.times)) / self.times
+
+
+@pytest.mark.parametrize(("times", "num_steps", "told"), [(10, 10, True), (10, 1, False), (1, 10, False)])
+def test_a_loop_within_the_loop_of_backpropagation_through_time_is_told(times, num_steps, told):
+    task = ep.BPTTLightningModule(Looping(times), num_steps=num_steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            task(torch.rand(4, 16))
+    assert ["100 steps in all" in str(w.message) for w in caught if "num_steps" in str(w.message)] == [True] * told
