@@ -168,6 +168,8 @@ class _Task(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         here = self._told()
+        if self._trainer is None or self._trainer.state.fn != "fit":  # no rate has a part in an evaluation
+            here = {name: here[name] for name in ("loss", "population")}
         saved = {name: value for name, value in checkpoint.get(_TASK, {}).items() if name in here}
         if changed := [f"{name} was {v!r} and is {here[name]!r}" for name, v in saved.items() if v != here[name]]:
             warnings.warn(
@@ -263,10 +265,10 @@ class EPLightningModule(_Task):
     convert it to this in `on_before_batch_transfer`.
 
     Checkpoints: load them with `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`. Give `loss`,
-    `lr`, `optimizer`, `schedule` and `population` again if they were not the defaults (all but the optimizer are
-    compared, and a difference is warned of), and give `convert` the same options as before. A checkpoint keeps the
-    network's settings as plain data, and the number of steps of both phases. A model with another encoder or
-    feedback, or with fewer steps, is another network on the same weights, and loading it warns.
+    `lr`, `optimizer`, `schedule` and `population` again if they were not the defaults (another loss or population is
+    warned of, and so is another rate or schedule where a training goes on), and give `convert` the same options as
+    before. A checkpoint keeps the network's settings as plain data, and the number of steps of both phases. A model
+    with another encoder or feedback, or with fewer steps, is another network on the same weights, and loading it warns.
 
     With `AdaptiveDelta(event_weight="fixed")` the trainer skips the sanity check before the training: events have no
     weight before the first training step.

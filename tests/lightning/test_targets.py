@@ -341,12 +341,15 @@ def test_what_a_checkpoint_does_not_restore_is_told(tmp_path):
     data = DataLoader(TensorDataset(torch.rand(16, 16), torch.arange(16) % 4), 8)
     run.fit(task, data)
     run.save_checkpoint(path)
-    with pytest.warns(UserWarning, match=r"lr was 0\.01 and is 0\.001; population was 4 and is None"):
+    with pytest.warns(UserWarning, match=r"other settings: population was 4 and is None\. Give"):
         ep.EPLightningModule.load_from_checkpoint(path, model=net())
+    changed = ep.EPLightningModule(net(), population=4, lr=0.02)
+    with pytest.warns(UserWarning, match=r"lr was 0\.01 and is 0\.02.* keeps the checkpoint's learning rate"):
+        trainer(tmp_path, max_epochs=2).fit(changed, data, ckpt_path=path)
     again = net()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the checkpoint's task had other settings")
-        ep.EPLightningModule.load_from_checkpoint(path, model=again, population=4, lr=0.01)
+        ep.EPLightningModule.load_from_checkpoint(path, model=again, population=4)
 
 
 class OwnStep(ep.EPLightningModule):
