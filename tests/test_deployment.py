@@ -376,3 +376,19 @@ def test_methods_of_tensors_are_written_out(deploy):
     torch.manual_seed(0)
     model, x = ep.convert(Methods(), encoder="graded").eval(), torch.rand(4, 1, 6, 6)
     torch.testing.assert_close(deploy(model, num_steps=400)(x), model(x), atol=5e-3, rtol=0)
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.lif, self.last = nn.Linear(8, 6), snn.Leaky(0.9, init_hidden=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        bright = torch.where(condition=x > 0.5, input=x, other=torch.mul(input=x, other=0.5))
+        return self.last(self.lif(self.first(bright)))
+
+
+def test_functions_whose_arguments_have_names_are_written_out():
+    torch.manual_seed(0)
+    model, x = ep.convert(Keywords(), encoder="graded").eval(), torch.rand(4, 8)
+    torch.testing.assert_close(ep.to_snntorch(model, num_steps=400)(x), model(x), atol=5e-3, rtol=0)

@@ -66,6 +66,8 @@ _SECOND = {
     **dict.fromkeys(("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"), ("other",)),
 }
 
+_WHERE = (("condition",), ("input",), ("other",))
+
 UNCHANGED = ("contiguous", "to", "float", "double", "clone", "cpu", "cuda", "type_as", "requires_grad_")
 """Methods that give the same values."""
 
@@ -194,11 +196,11 @@ class Function(nn.Module):
         return getattr(self.function, "__name__", str(self.function))
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        args: Any = map_aggregate((self.args, self.options), lambda a: tensors[a.number] if isinstance(a, Slot) else a)
-        (first, *rest), options = args
-        if isinstance(self.function, MethodDescriptorType):  # a method of tensors, which takes no stand-in of a trace
-            return getattr(first, self.function.__name__)(*rest, **options)
-        return self.function(first, *rest, **options)
+        given: Any = map_aggregate((self.args, self.options), lambda a: tensors[a.number] if isinstance(a, Slot) else a)
+        args, options = given
+        if args and isinstance(self.function, MethodDescriptorType):  # of tensors: it takes no stand-in of a trace
+            return getattr(args[0], self.function.__name__)(*args[1:], **options)
+        return self.function(*args, **options)
 
 
 def modules_of(
@@ -282,7 +284,8 @@ def _padding(pad: tuple[int, ...], mode: str = "constant", value: float | None =
 
 def in_order(name: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a function with the tensors and sizes in their places, where they are given by keyword."""
-    for place, keywords in enumerate((("input", "tensors"), _SECOND.get(name, ()))):
+    named = _WHERE if name == "where" else (("input", "tensors"), _SECOND.get(name, ()))
+    for place, keywords in enumerate(named):
         if len(args) == place and (keyword := next((k for k in keywords if k in options), None)) is not None:
             args, options = (*args, options[keyword]), {k: v for k, v in options.items() if k != keyword}
     return args, options
