@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.estimators.full_phases import FullPhaseEP as FullPhaseEP
     from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation as ImplicitDifferentiation
     from ep_plugin.initialization import initialize_ as initialize_
+    from ep_plugin.lightning.bptt_module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.callbacks import FewStepsFirst as FewStepsFirst
     from ep_plugin.lightning.callbacks import RecordErrors as RecordErrors
     from ep_plugin.lightning.data import CIFAR10DataModule as CIFAR10DataModule
@@ -51,7 +52,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors; a test compa
     from ep_plugin.lightning.data import MNISTDataModule as MNISTDataModule
     from ep_plugin.lightning.data import SaccadeMNISTDataModule as SaccadeMNISTDataModule
     from ep_plugin.lightning.health import HealthMonitor as HealthMonitor
-    from ep_plugin.lightning.module import BPTTLightningModule as BPTTLightningModule
     from ep_plugin.lightning.module import EPLightningModule as EPLightningModule
     from ep_plugin.lightning.monitors import EquilibriumMonitor as EquilibriumMonitor
     from ep_plugin.lightning.monitors import FeedbackMonitor as FeedbackMonitor
@@ -93,6 +93,7 @@ _HOMES = {
     "estimators.full_phases": ("FullPhaseEP",),
     "estimators.implicit_differentiation": ("ImplicitDifferentiation",),
     "initialization": ("initialize_",),
+    "lightning.bptt_module": ("BPTTLightningModule",),
     "lightning.callbacks": ("FewStepsFirst", "RecordErrors"),
     "lightning.data": (
         "CIFAR10DataModule",
@@ -104,7 +105,7 @@ _HOMES = {
         "SaccadeMNISTDataModule",
     ),
     "lightning.health": ("HealthMonitor",),
-    "lightning.module": ("BPTTLightningModule", "EPLightningModule"),
+    "lightning.module": ("EPLightningModule",),
     "lightning.monitors": ("EquilibriumMonitor", "FeedbackMonitor", "GradientMonitor", "SpikeMonitor"),
     "lightning.operations": ("OperationsMonitor",),
     "linear.base": ("LinearMap", "register_linear"),

@@ -84,7 +84,8 @@ def _fit(contender: str, seed: int, settings: ComparisonSettings, sender: Pipe) 
 
     from ep_plugin.analysis.operations import count_operations
     from ep_plugin.conversion import ConversionWarning, convert
-    from ep_plugin.lightning.module import BPTTLightningModule, EPLightningModule
+    from ep_plugin.lightning.bptt_module import BPTTLightningModule
+    from ep_plugin.lightning.module import EPLightningModule
     from ep_plugin.memory import peak_memory, reset_peak_memory
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -77,7 +77,7 @@ class ComparisonSettings:
     def _require_both(self) -> None:
         """A net that only one of the two can train is told of before the other has trained it."""
         from ep_plugin.conversion import ConversionWarning, convert
-        from ep_plugin.lightning.module import BPTTLightningModule
+        from ep_plugin.lightning.bptt_module import BPTTLightningModule
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConversionWarning)

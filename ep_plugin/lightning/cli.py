@@ -22,6 +22,7 @@ from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
 from ep_plugin.lightning.faults import explained
+from ep_plugin.lightning.parsed_numbers import Trainer
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.lightning.summary import without_flops
 from ep_plugin.loading import find_from_here
@@ -236,6 +237,7 @@ def from_arguments(arguments: Sequence[str], run: bool) -> LightningCLI:
         try:
             return _CommandLine(
                 arguments[0] if run else "",
+                trainer_class=Trainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_kwargs={"overwrite": True},  # a second run in one directory is not an error

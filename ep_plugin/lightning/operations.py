@@ -11,7 +11,8 @@ from ep_plugin.analysis.operations import count_operations
 from ep_plugin.analysis.plain_operations import any_loss
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.lightning.batches import pair
-from ep_plugin.lightning.module import BPTTLightningModule, EPLightningModule, can_infer
+from ep_plugin.lightning.bptt_module import BPTTLightningModule
+from ep_plugin.lightning.module import EPLightningModule, can_infer
 from ep_plugin.validation import count
 
 _LOGGED = ("spikes", "synaptic_operations", "multiply_adds", "dense")

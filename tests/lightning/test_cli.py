@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import snntorch.functional as SF
 import torch
+import yaml
 from torch import nn
 from typer.testing import CliRunner
 
@@ -48,6 +50,29 @@ def test_digits_twice_in_one_directory_then_validate_and_test():
         done = run(command, *DIGITS, *SHORT, "--ckpt_path", str(kept[0]))
         assert done.exit_code == 0, done.output
         assert word in done.output
+
+
+def configuration_of(*arguments):
+    """What a process of its own makes of the arguments."""
+    command = [sys.executable, "-c", "from ep_plugin.cli import main; main()", "fit", *arguments, "--print_config"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_numbers_are_read_and_copied_as_what_they_are():
+    """In a process of its own: which of two equal types Python keeps depends on what was imported before.
+
+    "1" is one batch, and 1.0 would be all of them. `degrees` has the type `numbers.Number`.
+    """
+    affine = {"class_path": "torchvision.transforms.v2.RandomAffine", "init_args": {"degrees": 10}}
+    few = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0"]
+    data = ["--data=ep_plugin.MNISTDataModule", f"--data.init_args.augmentation={json.dumps(affine)}"]
+    printed = configuration_of(*DIGITS, *few, *data)
+    copy = yaml.safe_load(printed)
+    limits = [copy["trainer"][f"limit_{stage}_batches"] for stage in ("train", "val")]
+    assert [(type(limit), limit) for limit in limits] == [(int, 1), (float, 1.0)]
+    assert copy["data"]["init_args"]["augmentation"]["init_args"]["degrees"] == 10
+    Path("copy.yaml").write_text(printed)
+    assert yaml.safe_load(configuration_of("--config=copy.yaml")) == copy
 
 
 def test_a_run_goes_on_in_the_directory_of_its_configuration():

@@ -89,7 +89,7 @@ def test_digits_are_learned_in_float16(optimizer, tmp_path):
 @pytest.mark.parametrize("times", [1.5, 30.0])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_a_processor_that_emulates_bfloat16_is_named(times, precision, tmp_path, monkeypatch):
-    monkeypatch.setattr("ep_plugin.lightning.module.bfloat16_slowdown", lambda: times)
+    monkeypatch.setattr("ep_plugin.lightning.task.bfloat16_slowdown", lambda: times)
     task = ep.EPLightningModule(a_model())
     data = DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.randint(10, (4,))), batch_size=4)
     with warnings.catch_warnings(record=True) as caught:
