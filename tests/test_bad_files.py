@@ -186,6 +186,15 @@ SETTINGS = {
     "loss": (changed("model/init_args/loss", "often"), "often"),
     "encoder": (changed("model/init_args/model/init_args/encoder", "loud"), "loud"),
     "feedback": (changed("model/init_args/model/init_args/feedback", 3.0), "feedback"),
+    "argument of a loss": (
+        changed("model/init_args/loss", {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"weigth": 1}}),
+        "Parser key \"loss\": Option 'weigth' is not accepted (in",
+    ),
+    "argument of a callback": (
+        changed("trainer/callbacks", [{"class_path": "ep_plugin.GradientMonitor", "init_args": {"every": 3}}]),
+        "Parser key \"trainer.callbacks\": Option 'every' is not accepted (in",
+    ),
+    "function without annotation": (changed(f"{NET}/class_path", "snntorch.utils.reset"), "`def net() -> nn.Module`"),
     "batch size": (changed("data/init_args/batch_size", 0), "batch_size is 0"),
     "workers": (changed("data/init_args/num_workers", -1), "num_workers is -1"),
     "validation": (changed("data/init_args/validation", 2.0), "validation is 2.0"),

@@ -21,7 +21,7 @@ from ep_plugin.lightning import checkpoint_files, csv_files, plain_yaml
 from ep_plugin.lightning.allowed import require_allowed
 from ep_plugin.lightning.checkpoints import read, require_fitting
 from ep_plugin.lightning.ending import ending, stopped
-from ep_plugin.lightning.faults import explained
+from ep_plugin.lightning.faults import explained, of_own_code
 from ep_plugin.lightning.parsed_numbers import Trainer
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.lightning.summary import without_flops
@@ -80,7 +80,10 @@ class _CommandLine(LightningCLI):
             super().instantiate_classes()
             _require_sensible(self.trainer)
         except (ValueError, TypeError, MisconfigurationException) as error:
-            _stop(_reason(error))
+            reason = _reason(error)
+            if not _ours(reason) and of_own_code(reason):
+                raise reason from None  # the traceback finds it
+            _stop(reason)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         given = config.get("callbacks") or []
@@ -187,21 +190,30 @@ class _Refused(Exception):
     """What the parser says of the arguments and of the files that they name."""
 
 
+_EMPTY = (  # starts of lines that say nothing of what is wrong
+    *("Does not validate", "Subtypes", "Errors", "Expected a <class 'NoneType'>", "Given value type"),
+    *("Subclass types expect one of", "a class path (str)", "a dict with", "a dict without"),
+    *(
+        "Given value: {",
+        "Given value: [{",
+        'in "<unicode',
+    ),  # a whole table in Python's spelling; a place without a name
+)
+_OF_AN_ARGUMENT = ('Parser key "', "Option '")
+
+
 def _condensed(message: str) -> str:
     """The lines that say something of a message that lists all types which a value is not."""
     if message.startswith("Unexpected config"):
         return "the configuration is empty, or no table of settings"
     lines = [line.strip().removeprefix("- ").rstrip(":") for line in message.splitlines()]
-    empty: tuple[str, ...] = (
-        "Does not validate",
-        "Subtypes",
-        "Errors",
-        "Expected a <class 'NoneType'>",
-        "Given value type",
-    )
-    empty += ("Given value: {", 'in "<unicode')  # a whole table in Python's spelling; a place in a text without a name
-    said = [line.removeprefix("Problems parsing config: ") for line in lines if line and not line.startswith(empty)]
-    return ": ".join(said)[:500] or lines[0]
+    said = [line.removeprefix("Problems parsing config: ") for line in lines if line and not line.startswith(_EMPTY)]
+    if of_one := [line for line in said[1:] if line.startswith(_OF_AN_ARGUMENT)]:
+        said = [said[0], *of_one]  # the class is right, and one of its arguments is not: no other type was meant
+    whole = ": ".join(said) or lines[0]
+    if "does not correspond to a subclass of" in whole and "annotated" not in whole:
+        whole += " (a function has to be annotated to return one, such as `def net() -> nn.Module`)"
+    return whole[:500]
 
 
 def _reason(error: BaseException) -> BaseException:

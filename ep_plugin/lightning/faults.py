@@ -11,6 +11,8 @@ _RESTORING = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "ep_p
 _DO_NOT_FIT = {  # by the function that calls what a configuration has named
     "loss_of": "the loss does not fit the output and the targets",
     "__getitems__": "the augmentation does not fit the images",
+    "_verify_batch_size": "a batch of one sample is too small for batch normalization in training; expected a "
+    "batch_size that leaves no single sample for the last batch",
 }
 
 
@@ -24,9 +26,9 @@ def explained(error: BaseException, checkpoint: Path | None) -> str | None:
     Returns:
         None if a user's own code takes part in it, or nothing is known of it: then the traceback tells more.
     """
-    called = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
-    if any(module.partition(".")[0] not in _KNOWN for module, _ in called):
+    if of_own_code(error):
         return None
+    called = _called(error)
     said = " ".join(str(error).split())[:400] or type(error).__name__
     if any(module in _RESTORING for module, _ in called):
         said = f"{type(error).__name__} {said}" if isinstance(error, LookupError) else said
@@ -35,3 +37,13 @@ def explained(error: BaseException, checkpoint: Path | None) -> str | None:
         return said
     why = next((_DO_NOT_FIT[name] for _, name in reversed(called) if name in _DO_NOT_FIT), None)
     return None if why is None else f"{why}: {said}"
+
+
+def of_own_code(error: BaseException) -> bool:
+    """Whether code that is neither this package's nor one of those it stands on has taken part in an error."""
+    return any(module.partition(".")[0] not in _KNOWN for module, _ in _called(error))
+
+
+def _called(error: BaseException) -> list[tuple[str, str]]:
+    """Module and function of every call that an error has come through."""
+    return [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]

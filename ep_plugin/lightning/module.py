@@ -11,7 +11,7 @@ from ep_plugin.lightning import spike_losses
 from ep_plugin.lightning.batches import Batch
 from ep_plugin.lightning.health import HealthMonitor
 from ep_plugin.lightning.losses import Loss, named
-from ep_plugin.lightning.task import Optimizer, Task
+from ep_plugin.lightning.task import Optimizer, Task, tensors
 from ep_plugin.lightning.zero_gradients import ZeroGradients
 from ep_plugin.linear.modules import FixedNormalization
 from ep_plugin.network import ConvergentNetwork
@@ -147,6 +147,19 @@ class EPLightningModule(Task):
                 f"{'; '.join(differing)}. Give ep.convert the same options if that is not meant",
                 stacklevel=2,
             )
+
+    def loss_of(self, seen: Any, y: Any) -> Tensor:
+        try:
+            return super().loss_of(seen, y)
+        except (ValueError, RuntimeError, IndexError) as error:
+            outputs, targets = (next((len(t) for t in tensors(tree) if t.dim()), None) for tree in (seen, y))
+            if not self.model.time_varying or None in (outputs, targets) or outputs == targets:
+                raise
+            axes = "[T, B, ...]" if self.model.time_axis == 0 else f"time on axis {self.model.time_axis}"
+            raise ValueError(
+                f"there are {targets} targets, and the input has a batch of {outputs}: it is read as {axes} "
+                f"(time_varying=True). For inputs without time convert the net with time_varying=False ({error})"
+            ) from error
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with self._zero_gradients.watched(self.model.readout):

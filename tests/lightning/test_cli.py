@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -166,6 +167,23 @@ def test_modules_of_this_directory_are_found(monkeypatch):
     Path("of_this_directory.py").write_text(OWN_NET)
     done = run("fit", *DIGITS, *SHORT, "--model.init_args.model.init_args.net=of_this_directory.mine")
     assert done.exit_code == 0, done.output
+
+
+def test_errors_of_ones_own_code_have_their_traceback(monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    Path("with_a_fault.py").write_text(OWN_NET.replace("64, 12", "64, {}['width']"))
+    done = run("fit", *DIGITS, *SHORT, "--model.init_args.model.init_args.net=with_a_fault.mine")
+    assert isinstance(done.exception, KeyError)
+    assert "with_a_fault.py" in traceback.extract_tb(done.exception.__traceback__)[-1].filename
+
+
+def test_a_last_batch_of_one_for_batch_normalization(monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    Path("normalized.py").write_text(OWN_NET.replace("nn.Flatten(),", "nn.Flatten(), nn.BatchNorm1d(64),"))
+    few = ["--data.init_args.train_samples=9", "--data.init_args.batch_size=8", "--trainer.limit_val_batches=0"]
+    done = run("fit", *DIGITS, *SHORT, *few, "--model.init_args.model.init_args.net=normalized.mine")
+    assert done.exit_code == 2
+    assert "expected a batch_size that leaves no single sample" in " ".join(done.output.split())
 
 
 def test_a_cosine_goes_on_only_to_its_own_end():

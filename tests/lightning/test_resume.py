@@ -161,6 +161,19 @@ def test_a_loader_of_ones_own_at_an_epochs_end(tmp_path):
     check(tmp_path, lambda: make_task(encoder="bernoulli"), kept=("epoch-1-*",), **options)
 
 
+@pytest.mark.parametrize("other", [{"batch_size": 4}, {"seed": 1}])
+def test_other_batches_within_an_epoch(other, tmp_path):
+    """Are refused: a place within the epoch means other images then. At its end they are as good as any."""
+    fit(tmp_path, make_task(), max_epochs=1)
+    data = ep.DigitsDataModule(**{"batch_size": 8, "train_samples": 36} | other)
+    kept = tmp_path / "kept"
+    with pytest.raises(
+        ValueError, match=r"after 3 batches with batch_size=8, seed=0, .* from a checkpoint of an epoch"
+    ):
+        fit(tmp_path / "within", make_task(), data, checkpoint=kept / "batch-0-3.ckpt")
+    fit(tmp_path / "after", make_task(), data, checkpoint=next(kept.glob("epoch-0-*")))
+
+
 def test_checkpoints_are_written_beside_their_name(tmp_path, monkeypatch):
     """Lightning's own are written elsewhere first, and copied where that is another disk."""
     written = []

@@ -384,3 +384,12 @@ def test_a_loop_within_the_loop_of_backpropagation_through_time_is_told(times, n
         for _ in range(2):
             task(torch.rand(4, 16))
     assert ["100 steps in all" in str(w.message) for w in caught if "num_steps" in str(w.message)] == [True] * told
+
+
+def test_inputs_without_time_where_time_is_expected(tmp_path):
+    """The loss would say that its batches differ."""
+    task = ep.EPLightningModule(ep.convert(dense(10), time_varying=True))
+    with pytest.raises(
+        ValueError, match=r"24 targets, .* a batch of 1: it is read as \[T, B, \.\.\.\] \(time_varying=T"
+    ):
+        trainer(tmp_path).fit(task, DataLoader(TensorDataset(X, CLASSES), N))

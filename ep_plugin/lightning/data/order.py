@@ -67,22 +67,38 @@ class ResumableLoader(DataLoader[Any]):
     Batches that were there before are read and dropped.
     """
 
-    _resumed: dict[str, int] | None = None
+    _resumed: dict[str, Any] | None = None
     _epoch = _given = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Nothing is read, and no epoch taken, before the first batch is asked for: the trainer sets it after this."""
         self._epoch = getattr(self.sampler, "epoch", 0)
         resumed, self._resumed = self._resumed, None
-        dropped = resumed["batches"] if resumed and resumed["epoch"] == self._epoch else 0
+        dropped = self._seen(resumed) if resumed and resumed["epoch"] == self._epoch else 0
         self._given = dropped
         for n, batch in enumerate(super().__iter__()):
             if n >= dropped:
                 self._given += 1
                 yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return self._resumed or {"epoch": self._epoch, "batches": self._given}
+    def _seen(self, resumed: dict[str, Any]) -> int:
+        """How many batches of this epoch there were, which are these only in the same order and of the same size."""
+        here = self._order()
+        there = {name: resumed.get(name, value) for name, value in here.items()}
+        if resumed["batches"] and there != here:
+            was, now = (", ".join(f"{name}={value}" for name, value in told.items()) for told in (there, here))
+            raise ValueError(
+                f"the checkpoint is from the middle of an epoch, after {resumed['batches']} batches with {was}, and "
+                f"now there is {now}: some images would be left out, and others seen twice. Go on with the same, or "
+                "from a checkpoint of an epoch's end"
+            )
+        return resumed["batches"]
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def _order(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "seed": getattr(self.sampler, "seed", None)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._resumed or {"epoch": self._epoch, "batches": self._given, **self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = dict(state)
