@@ -44,7 +44,7 @@ def count(
         import torch
 
         from ep_plugin.analysis.operations import count_operations
-        from ep_plugin.analysis.plain_operations import any_loss
+        from ep_plugin.analysis.plain_operations import any_loss, own_steps
         from ep_plugin.loading import load_net, random_batch
         from ep_plugin.network import ConvergentNetwork
         from ep_plugin.out_of_memory import in_a_batch_of
@@ -63,10 +63,11 @@ def count(
             counts = {"EP": count_operations(model, x, y)}
             notes = {"EP": _silent(counts["EP"])}
             if model is not given:
-                steps = _calls(given, num_steps)
+                loop = own_steps(given, x)
+                steps = _calls(given, num_steps, loop)
                 name = "BPTT, its own loop" if steps is None else f"BPTT, {steps} steps"
                 counts[name] = count_operations(given, x, 0, any_loss, steps)
-                notes[name] = [*_repeated(counts[name], steps), *_silent(counts[name])]
+                notes[name] = [*_twice(loop, steps), *_repeated(counts[name], steps), *_silent(counts[name])]
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)
         raise typer.Exit(2) from None
@@ -102,14 +103,24 @@ def _converted(net: "Module") -> "ConvergentNetwork":
         return convert(net)
 
 
-def _calls(net: "Module", num_steps: int | None) -> int | None:
-    """How often BPTT calls the net; None where the loop is in its forward."""
+def _calls(net: "Module", num_steps: int | None, own: int | None) -> int | None:
+    """How often BPTT calls the net, which has so many steps of its `own`; None where the loop is in its forward."""
     from ep_plugin.conversion import adapters
 
     neurons = [m for m in net.modules() if adapters.find_adapter(m) is not None]
-    if num_steps is None and all(getattr(m, "init_hidden", False) for m in neurons):
+    if num_steps is None and own is None and all(getattr(m, "init_hidden", False) for m in neurons):
         return _STEPS
     return num_steps
+
+
+def _twice(own: int | None, num_steps: int | None) -> list[str]:
+    """A loop within the loop: said, since few people mean it."""
+    if own is None or num_steps is None or num_steps == 1:
+        return []
+    return [
+        f"the net runs each of its neurons {own} times in one call, so that {num_steps} calls are {own * num_steps} "
+        "steps. If its forward has a loop over time, leave --num-steps out"
+    ]
 
 
 def _repeated(counts: "OperationCounts", num_steps: int | None) -> list[str]:

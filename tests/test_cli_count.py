@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import ep_plugin as ep
 from ep_plugin.cli import app
 
-NETS = """
+NETS = '''
 import snntorch as snn
 from torch import nn
 import torch
@@ -39,7 +39,17 @@ class Looped(nn.Module):
             spk, mem = self.lif1(self.fc1(x), mem)
             record.append(self.fc2(spk))
         return torch.stack(record)
-"""
+
+class Hidden(nn.Module):
+    """Its neurons hold their state, and the loop is in its forward all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2 = nn.Linear(6, 5), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return torch.stack([self.fc2(self.lif1(self.fc1(x))) for step in range(7)])
+'''
 
 
 @pytest.fixture
@@ -84,6 +94,17 @@ def test_a_loop_of_its_own_and_a_converted_net(count):
     done = count("nets_to_count:converted", "--shape", "1,8,8", "--batch-size", "4")
     assert done.exit_code == 0, done.output
     assert "\nBPTT," not in done.output
+
+
+def test_a_loop_of_its_own_is_not_repeated(count):
+    done = count("nets_to_count:Hidden", "--shape", "6")
+    assert done.exit_code == 0, done.output
+    looped = count("nets_to_count:Looped", "--shape", "6")
+    assert "BPTT, its own loop" in done.output
+    assert done.output.split("BPTT,")[1].splitlines()[3] == looped.output.split("BPTT,")[1].splitlines()[3]
+    assert "note: the net runs each of its neurons 7 times in one call, so that 2 calls are 14 steps" in (
+        count("nets_to_count:Hidden", "--shape", "6", "--num-steps", "2").output
+    )
 
 
 def test_what_misleads_is_said(count):

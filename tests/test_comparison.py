@@ -75,6 +75,7 @@ def nets(tmp_path, monkeypatch):
     (tmp_path / "my_nets.py").write_text(
         "import snntorch as snn\nfrom torch import nn\n"
         f"def net():\n    return nn.Sequential({layers.format(', init_hidden=True')})\n"
+        "def of_other_images():\n    return nn.Sequential(nn.Flatten(), nn.Linear(63, 16), *list(net())[2:])\n"
         f"def shows_its_state():\n    return nn.Sequential({layers.format('')})\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -109,6 +110,14 @@ def test_net_that_one_of_them_cannot_train(nets, tmp_path, net, message):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()  # nothing was trained
+
+
+def test_a_run_of_which_nothing_came_leaves_no_directory(nets, tmp_path):
+    options = ["--net", "my_nets:of_other_images", "--epochs", "1", "--train-samples", "32", "--output-dir", "out"]
+    result = CliRunner().invoke(app, ["compare", *options])
+    assert result.exit_code != 0
+    assert "EP: an input of shape [32, 1, 8, 8] does not fit" in " ".join(result.output.split())
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_contender_that_dies_leaves_its_epochs(nets, tmp_path):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ep_plugin.analysis.operation_counts import Loss, Memory, Operations
 from ep_plugin.conversion import adapters
+from ep_plugin.own_loop import neuron_calls
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 _NOT_COUNTED = (
@@ -88,7 +89,7 @@ def _twin(module: Any, zeros: bool) -> nn.Module:
 
 def counted(net: nn.Module, x: Tensor, y: Any, loss: Loss, num_steps: int | None) -> tuple[list[Operations], Memory]:
     """See `count_operations`."""
-    neurons = {name: m for name, m in net.named_modules() if adapters.find_adapter(m) is not None}
+    neurons = _neurons(net)
     _check(net, neurons)
     fired: dict[str, tuple[int, float, float]] = {}
     samples: list[int] = []
@@ -112,6 +113,18 @@ def counted(net: nn.Module, x: Tensor, y: Any, loss: Loss, num_steps: int | None
         backprop=0 if y is None else kept() // batch,
     )
     return rows, memory
+
+
+def own_steps(net: nn.Module, x: Tensor) -> int | None:
+    """How many steps the loop over time has that a net runs in every call; None where it has none."""
+    neurons = _neurons(net)
+    with _states_given_back(neurons), torch.no_grad(), neuron_calls(neurons.values()) as steps:
+        net(x)
+    return steps()
+
+
+def _neurons(net: nn.Module) -> dict[str, nn.Module]:
+    return {name: m for name, m in net.named_modules() if adapters.find_adapter(m) is not None}
 
 
 def _check(net: nn.Module, neurons: dict[str, nn.Module]) -> None:

@@ -66,5 +66,7 @@ class Comparison:
         except BaseException:
             with suppress(ValueError):  # it is told what stopped the run, and not that this cannot be written either
                 write(self.results, self.settings, self.directory)
+            with suppress(OSError):
+                self.directory.rmdir()  # where nothing has come of the run
             raise
         return self.results

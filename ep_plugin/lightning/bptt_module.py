@@ -1,7 +1,7 @@
 """The training module of snnTorch's backpropagation through time, to compare with."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ep_plugin.lightning import spike_losses
 from ep_plugin.lightning.losses import Loss
 from ep_plugin.lightning.task import Optimizer, Task
+from ep_plugin.own_loop import neuron_calls
 from ep_plugin.validation import count
-
-_LOOP = 3  # calls of every neuron; two may be layers that share one
 
 
 class BPTTLightningModule(Task):
@@ -99,22 +98,13 @@ class BPTTLightningModule(Task):
         """The net's first step ever; warns where that is a loop over time already."""
         if self._loop_looked_for:
             return self.net(x)
-        self._loop_looked_for, calls = True, [0] * len(self.neurons)
-
-        def count_call(place: int) -> Callable[..., None]:
-            def called(*_: Any) -> None:
-                calls[place] += 1
-
-            return called
-
-        with ExitStack() as hooks:
-            for place, neuron in enumerate(self.neurons):
-                hooks.callback(neuron.register_forward_hook(count_call(place)).remove)
+        self._loop_looked_for = True
+        with neuron_calls(self.neurons) as own_steps:
             output = self.net(x)
-        if calls and calls == [calls[0]] * len(calls) and calls[0] >= _LOOP:
+        if steps := own_steps():
             warnings.warn(
-                f"the net runs each of its neurons {calls[0]} times in one call, and num_steps={self.num_steps} calls "
-                f"it {self.num_steps} times: {calls[0] * self.num_steps} steps in all. If its forward has a loop over "
+                f"the net runs each of its neurons {steps} times in one call, and num_steps={self.num_steps} calls "
+                f"it {self.num_steps} times: {steps * self.num_steps} steps in all. If its forward has a loop over "
                 "time, take the loop out, or give num_steps=1",
                 stacklevel=2,
             )
