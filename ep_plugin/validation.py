@@ -139,6 +139,8 @@ def expected_input(stem: nn.Module) -> list[int | None] | None:
     Before a linear layer it has one axis, unless the stem tells how many by its attribute `axes`.
     """
     first = _first(stem)
+    if isinstance(first, nn.modules.lazy.LazyModuleMixin) and first.has_uninitialized_params():
+        return None  # the first input tells it
     if isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return [first.in_channels, *[None] * len(first.kernel_size)]
     if isinstance(first, nn.Linear):

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
 from ep_plugin.conversion.adapters import LearnableLeak, Neuron
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
+from ep_plugin.conversion.keeping import require_nothing_kept
 from ep_plugin.conversion.origin import Origin
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
 from ep_plugin.dynamics.encoders import Encoder, EncoderName
@@ -151,6 +152,7 @@ def convert(
     plan = (
         sequence.read(net) if sequence.is_sequence(net) and output is None else tracing.read(net, example_input, output)
     )
+    require_nothing_kept(plan)
     originals = {name: plan.neurons[name] for name in reachable_neurons(plan)}
     describing = {name: _describing(name, module, learnable_leak) for name, module in originals.items()}
     described = {name: describe() for name, describe in describing.items()}

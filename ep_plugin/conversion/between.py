@@ -26,6 +26,7 @@ _AVERAGES: dict[type[nn.Module], type[nn.Module]] = {
     nn.AdaptiveMaxPool2d: nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool3d: nn.AdaptiveAvgPool3d,
 }
+_BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUTS_BY_MODE = tuple(kind.forward for kind in _DROPOUT)
 _PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
@@ -73,6 +74,11 @@ BACKWARD_HOOK = (
 )
 
 
+def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module does what one of PyTorch's kinds does, and nothing of its own."""
+    return "forward" not in vars(module) and type(module).forward in [kind.forward for kind in kinds]
+
+
 def hooked_backward(modules: Iterable[nn.Module]) -> bool:
     """Whether something is to be done to the gradient that passes through one of the modules."""
     return any(m._backward_hooks or m._backward_pre_hooks for m in modules)
@@ -93,11 +99,16 @@ def as_connection_module(name: str, module: nn.Module, max_pooling: str, notes: 
     place = place_of(name, module)
     if hooked_backward(module.modules()):
         raise ValueError(f"{place} {BACKWARD_HOOK}")
-    if isinstance(module, _MAX_POOLING):
+    if isinstance(module, _MAX_POOLING) and _is_plain(module, _MAX_POOLING):
         return _average(place, module, notes) if max_pooling == "average" else module
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
         raise ValueError(f"{place} flattens the batch too; expected start_dim=1 or more (2 for all steps at once)")
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_known(module):
+        if not _is_plain(module, _BATCH_NORMS):
+            raise ValueError(
+                f"{place} cannot be converted: it is a batch normalization with a forward of its own, which is not "
+                "known; use nn.BatchNorm1d, 2d or 3d, and put what it does beside that into a module of its own"
+            )
         notes.append(f"{place} uses its running statistics, also in training, so they stay as they are")
         try:
             return FixedNormalization(module)

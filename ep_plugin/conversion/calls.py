@@ -1,20 +1,20 @@
 """Functions that a forward calls: sums, shapes, concatenations, and any function of one value or several."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import frames as f
-from ep_plugin.conversion.functions import RESHAPES, Slot
+from ep_plugin.conversion.functions import RESHAPES, Size, Slot
 from ep_plugin.conversion.linear_functions import is_constant
 from ep_plugin.conversion.plan import Applied, Joined, combine
 from ep_plugin.conversion.records import concatenation
 from ep_plugin.conversion.selection import unsqueezed
 from ep_plugin.conversion.state import State, flat
 from ep_plugin.conversion.values import SIGNALS, ZEROS, Record, Several, Unknown, Value, recorded, whole_record
-from ep_plugin.conversion.watch import function_name
+from ep_plugin.conversion.watch import DRAWS, function_name
 
 
 class Calls(State):
@@ -48,7 +48,7 @@ class Calls(State):
         if isinstance(value, Unknown):
             return value
         if function in RESHAPES and place == 0 and isinstance(value, (Record, *SIGNALS)):
-            return self._reshape(name, value, others, options, self._size_of(args[0], 0))
+            return self._reshape(node, name, value, others, options)
         try:
             made = self.modules_of(function, others, options, place)
         except (KeyError, TypeError, ValueError) as error:
@@ -56,16 +56,18 @@ class Calls(State):
         return self._then(name, made, value)
 
     def _reshape(
-        self, name: str, value: Value, sizes: tuple[Any, ...], options: dict[str, Any], batch: int | None
+        self, node: fx.Node, name: str, value: Value, sizes: tuple[Any, ...], options: dict[str, Any]
     ) -> Value:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)):
             sizes = tuple(sizes[0])
         if isinstance(value, Record):
-            if value.axis != 0 or len(sizes) < 3 or int(sizes[0]) not in (-1, value.steps):
+            if value.axis != 0 or len(sizes) < 3 or not self._keeps_steps(node, value.steps, sizes):
                 return whole_record(f"{name}()")
             made = self.modules_of(Tensor.reshape, sizes[1:], options)
             return Record(self._then(name, made, value.signal), 0, value.steps)  # type: ignore[arg-type]
-        if batch is not None and int(sizes[0]) not in (-1, batch):
+        batch, first = self._size_of(node.args[0], 0), self._size_of(node, 0)
+        first = int(sizes[0]) if first is None else first
+        if batch is not None and first not in (-1, batch):
             return Unknown(
                 f"{name}{tuple(map(int, sizes))}, which mixes samples; expected the batch's size first", True
             )
@@ -79,6 +81,15 @@ class Calls(State):
         if isinstance(done, Applied) and isinstance(value, SIGNALS) and f.is_of_input(value):
             self.shaped[done] = (value, sizes)
         return done
+
+    def _keeps_steps(self, node: fx.Node, steps: int, sizes: tuple[Any, ...]) -> bool:
+        """Whether a record of steps is one after a reshape: its first two sizes are the steps' and the batch's."""
+        batch, second = self._size_of(node.args[0], 1), self._size_of(node, 1)
+        if batch is not None and second is not None:
+            return self._size_of(node, 0) == steps and second == batch
+        if int(sizes[0]) not in (-1, steps):
+            return False
+        return isinstance(sizes[1], Size) or (int(sizes[0]) == steps and int(sizes[1]) == -1)
 
     def _joined(self, name: str, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Value:
         """A function of several tensors, which may stand before the first neuron or after the last."""
@@ -126,26 +137,52 @@ class Calls(State):
         return concatenation(values, dim, self.one)
 
 
-def in_state(call: fx.Node, made: Container[str]) -> fx.Node | None:
+def in_state(call: fx.Node, made: Container[str], constant: Callable[[fx.Node], Tensor | None]) -> fx.Node | None:
     """What the state that a neuron is handed depends on, beside what that neuron returned.
 
     Args:
         call: of the neuron.
         made: functions of which only the shape of their argument counts.
+        constant: the tensor that a node is, if it is one.
+
+    Returns:
+        The input, another module, a parameter, a random draw, or the sum in which a constant is added to what the
+        neuron returned; None if there is nothing of these. What a state begins with is nothing: it is forgotten.
     """
     given = next(node for node in call.graph.nodes if node.op == "placeholder")
     waiting = [a for a in flat([*call.args, *call.kwargs.values()][1:]) if isinstance(a, fx.Node)]
-    seen: set[fx.Node] = set()
+    seen: dict[fx.Node, None] = {}
+    own = False
     while waiting:
         node = waiting.pop()
-        if node in seen or (node.op == "call_module" and node.target == call.target):
-            continue
-        if node is given or node.op == "call_module":
+        if node.op == "call_module" and node.target == call.target:
+            own = True
+        elif node is given or node.op == "call_module":
             return node
-        seen.add(node)
-        if function_name(node.target) not in made:
-            waiting.extend(node.all_input_nodes)
-    return None
+        elif node not in seen:
+            seen[node] = None
+            if function_name(node.target) not in made:
+                waiting.extend(node.all_input_nodes)
+    first = sorted(seen, key=lambda node: node.op != "get_attr")  # a parameter tells more than the sum that it is in
+    return next((node for node in first if _drives(node, constant)), None) if own else None
+
+
+def _drives(node: fx.Node, constant: Callable[[fx.Node], Tensor | None]) -> bool:
+    """Whether a node adds something to a state, or is learned, or drawn."""
+    if isinstance(held := constant(node), nn.Parameter) and held.requires_grad:
+        return True
+    if node.op == "get_attr":
+        return False
+    if function_name(node.target) in DRAWS:
+        return True
+    if function_name(node.target).strip("_") not in _SUMS:
+        return False
+    numbers = [a for a in node.args if isinstance(a, (int, float)) and a != 0]
+    tensors = [t for a in node.args if isinstance(a, fx.Node) and (t := constant(a)) is not None and bool(t.any())]
+    return bool(numbers or tensors)
+
+
+_SUMS = ("add", "radd", "iadd", "sub", "rsub", "isub", "subtract")
 
 
 def first_unknown(values: list[Any], function: str = "a function") -> Unknown | None:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
+from ep_plugin.conversion.plan import Applied, Combination, Joined, Signal, parts
 from ep_plugin.conversion.sizes import EXAMPLE, Size
+from ep_plugin.linear.dense import FlattenedTo
 
 _SAME_ARGUMENTS: dict[Callable[..., Any], type[nn.Module]] = {
     F.avg_pool1d: nn.AvgPool1d,
@@ -70,6 +72,30 @@ _WHERE = (("condition",), ("input",), ("other",))
 
 UNCHANGED = ("contiguous", "to", "float", "double", "clone", "cpu", "cuda", "type_as", "requires_grad_")
 """Methods that give the same values."""
+
+_OF_OTHER_TYPES = frozenset(
+    (
+        *("gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf", "isfinite", "isclose", "greater", "less", "not_equal"),
+        *("greater_equal", "less_equal", "logical_not", "logical_and", "logical_or", "logical_xor", "signbit"),
+        *("and", "or", "xor", "invert", "and_", "or_", "bool", "int", "long", "short", "char", "byte", "to", "argmax"),
+        *("argmin", "argsort", "bucketize", "searchsorted", "floor_divide", "any", "all", "type", "bitwise_and"),
+        *("bitwise_or", "bitwise_xor", "bitwise_not", "count_nonzero", "one_hot", "heaviside"),
+    )
+)
+"""Functions of floating point numbers whose values may be of another type."""
+
+
+def may_be_of_another_type(signal: Signal) -> bool:
+    """Whether a value may be something else than floating point numbers, so that their type cannot be left out."""
+    if isinstance(signal, Combination):
+        return any(may_be_of_another_type(part) for part, _ in signal.terms)
+    if not isinstance(signal, (Applied, Joined)) or not isinstance(signal.module, Function):
+        return False
+    name = getattr(signal.module.function, "__name__", "").removeprefix("__").removesuffix("__")
+    if name in _OF_OTHER_TYPES:
+        return True
+    return name not in ("float", "double", "half", "bfloat16") and any(map(may_be_of_another_type, parts(signal)))
+
 
 _POINTWISE_MODULES = (
     *(
@@ -154,6 +180,9 @@ _POINTWISE_FUNCTIONS = frozenset(
         "leaky_relu",
         "relu6",
         "hardtanh",
+        "float",
+        "double",
+        "to",
     ]
 )
 
@@ -203,6 +232,11 @@ class Function(nn.Module):
         return self.function(*args, **options)
 
 
+def follows_mode(function: Any) -> bool:
+    """Whether a function may be told to follow the mode that the network is in when it is called."""
+    return function in _DROPOUTS
+
+
 def modules_of(
     function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], place: int = 0
 ) -> list[nn.Module]:
@@ -229,7 +263,8 @@ def modules_of(
             return [padding]
         if function is F.interpolate:
             known = {k: v for k, v in options.items() if k not in ("recompute_scale_factor", "antialias") or v}
-            return [nn.Upsample(*args, **known)]
+            if "antialias" not in known:
+                return [nn.Upsample(*args, **known)]
     return [Function(function, (*args[:place], Slot(0), *args[place:]), options)]
 
 
@@ -263,8 +298,10 @@ def _reshaped(args: tuple[Any, ...]) -> list[nn.Module]:
             raise ValueError(
                 f"it depends on more than one size of the input; write all but the batch's as numbers, or {EXAMPLE}"
             )
-    if len(rest) == 1:  # a size that is not the sample's shows when the next module does not fit
-        return [nn.Flatten(1)]
+    if not rest:
+        raise ValueError("it makes one axis of all samples; expected the batch's size first, as in view(x.size(0), -1)")
+    if len(rest) == 1:
+        return [nn.Flatten(1) if rest[0] == -1 else FlattenedTo(int(rest[0]))]
     return [nn.Flatten(1), nn.Unflatten(1, tuple(rest))]
 
 

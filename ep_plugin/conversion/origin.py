@@ -37,9 +37,11 @@ class Origin:
         network: nn.Module,
         neurons: Mapping[str, tuple[nn.Module, Callable[[], Neuron]]],
     ) -> None:
-        shared, parameters = set(network.modules()), set(network.parameters())
-        self.names = {id(p): name for name, p in net.named_parameters() if p in parameters}
-        self._parts = [_Part(name, m, parameters) for name, m in net.named_modules() if m not in shared]
+        shared = set(network.modules())
+        of_layers = {t for m in network.modules() if isinstance(m, Layer) for t in m.buffers()}  # see _Taken
+        tensors = {*network.parameters(), *network.buffers()} - of_layers
+        self.names = {id(p): name for name, p in net.named_parameters() if p in tensors}
+        self._parts = [_Part(name, m, tensors) for name, m in net.named_modules() if m not in shared]
         self.shared = [m for m in net.modules() if m in shared]
         layers: Any = network.layers
         self._neurons = [
@@ -82,7 +84,7 @@ def parameter_names(network: nn.Module) -> dict[int, str]:
 class _Part:
     """A module of the original that the network does not have: a neuron, or what holds others."""
 
-    def __init__(self, name: str, module: nn.Module, parameters: set[nn.Parameter]) -> None:
+    def __init__(self, name: str, module: nn.Module, tensors: set[Tensor]) -> None:
         self.name, self.module, self.kind = name, module, type(module)
         self.children = dict(module._modules)
         self.is_sequence = (
@@ -90,7 +92,7 @@ class _Part:
         )
         self.settings = self._settings()
         self.hooks = self._hooks()
-        self.parameters = {name: p for name, p in module._parameters.items() if p in parameters}
+        self.tensors = {name: t for name, t in _tensors(module).items() if t in tensors}
 
     def check(self) -> None:
         module = self.module
@@ -99,10 +101,16 @@ class _Part:
                 f"{place_of(self.name, module)} of the original was a {self.kind.__name__} when it was converted, and "
                 f"this network does not follow the change (a parametrization is one); undo it, or {_CONVERT}"
             )
-        for name, parameter in self.parameters.items():
-            if module._parameters.get(name) is not parameter:
+        now = _tensors(module) if self.tensors else {}
+        for name, tensor in self.tensors.items():
+            other = now.get(name)
+            constant = other is not None and not isinstance(tensor, nn.Parameter)
+            if other is not tensor and constant and _equal(_values(tensor), _values(other)):
+                self.tensors[name] = tensor = other  # moved, or of another precision
+            if other is not tensor:
+                kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
                 raise ValueError(
-                    f"the parameter {self._inside(name)!r} of the original was replaced after the conversion, and "
+                    f"the {kind} {self._inside(name)!r} of the original was replaced after the conversion, and "
                     f"this network still has the former one; {_CONVERT}, or write into it in place (load_state_dict "
                     "without assign=True)"
                 )
@@ -147,6 +155,12 @@ class _Part:
 
     def _inside(self, name: str) -> str:
         return f"{self.name}.{name}".lstrip(".")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own, whether parameters, buffers or plain attributes."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    return {**plain, **{n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}}
 
 
 class _Taken:

@@ -12,7 +12,7 @@ from ep_plugin.conversion import frames as f
 from ep_plugin.conversion.adapters import adapter_for, find_adapter, lifted, place_of, runs_over_time
 from ep_plugin.conversion.axes import REDUCTIONS
 from ep_plugin.conversion.calls import Calls, first_unknown, in_state
-from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum
+from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum, may_be_of_another_type
 from ep_plugin.conversion.linear_functions import Held, constant, is_constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
@@ -158,14 +158,23 @@ class Reader(Selection, Writing, Calls):
             return self._in_place(node, value) if getattr(module, "inplace", False) is True else value
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
-        if (other := in_state(node, (*_ZEROS, *_MADE))) is not None:
-            label = str(other.target)
-            what = "the input" if other.op == "placeholder" else place_of(label, self.modules[label])
+        if (other := in_state(node, (*_ZEROS, *_MADE), self._constant)) is not None:
             raise ValueError(
-                f"{place_of(name, module)} is handed a state that depends on {what}, and states that are passed by "
-                "hand are left out; add that to what the neuron receives, by a linear module"
+                f"{place_of(name, module)} is handed a state that depends on {self._named(other)}, and states that are "
+                "passed by hand are left out; add that to what the neuron receives, by a linear module"
             )
         return self._neuron(name, module, self.signal(received, place_of(name, module)))
+
+    def _named(self, node: fx.Node) -> str:
+        """What a state depends on."""
+        label = str(node.target)
+        if node.op == "placeholder":
+            return "the input"
+        if node.op == "get_attr":
+            return f"the parameter {_short(label)!r}"
+        if node.op == "call_module":
+            return place_of(label, self.modules[label])
+        return "a random draw" if function_name(node.target) in DRAWS else "a constant that is added in every step"
 
     def _over_time(self, name: str, node: fx.Node, step: Callable[[Signal], Value]) -> Value:
         """What takes all steps at once, as what it does at each."""
@@ -235,13 +244,30 @@ class Reader(Selection, Writing, Calls):
         name = str(node.target)
         if name == "__setitem__":
             return self._written(node.args[0], node.args[1], self._value(node.args[2]))
-        if name in UNCHANGED and not any(isinstance(a, torch.dtype) and not a.is_floating_point for a in node.args[1:]):
-            return self._value(node.args[0])
+        if name in UNCHANGED and (value := self._with_the_same_values(node)) is not None:
+            return self._may_share(node, value)
         if name.strip("_") in _SYMBOLS and name.startswith("__"):
             return self._called(node, _SYMBOLS[name.strip("_")])
         if name in ("values", "indices") or not hasattr(Tensor, name):
             return unread(self._value(node.args[0]), f"{name}()")
         return self._called(node, getattr(Tensor, name))
+
+    def _with_the_same_values(self, node: fx.Node) -> Value | None:
+        """The argument of a method that changes no more than its place or precision; None if it may change more."""
+        value, name = self._value(node.args[0]), str(node.target)
+        types = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.dtype)]
+        if any(not kind.is_floating_point for kind in types):
+            return None
+        if (
+            name in ("float", "double", "to", "type_as")
+            and isinstance(value, SIGNALS)
+            and may_be_of_another_type(value)
+        ):
+            if name != "type_as" and (types or name != "to"):
+                return None
+            (function,) = self.modules_of(Tensor.float, (), {})
+            return self._then("float", [function], value) if name == "type_as" else value
+        return value
 
     def _called(self, node: fx.Node, function: Any) -> Any:
         name = function_name(function)
@@ -318,7 +344,7 @@ class Reader(Selection, Writing, Calls):
         """What a module of the user's makes of a record: what its own forward makes of it."""
         try:
             traced = trace(module, length=7)
-            outputs = Reader(module, traced, {}, value, f"{name}.").outputs()
+            outputs = Reader(module, traced, self.made, value, f"{name}.").outputs()
         except ValueError:
             return whole_record(f"{name!r}")
         if traced.sized or len(outputs) != 1 or outputs[0][0]:

@@ -1,11 +1,15 @@
 """A model as it was before its forward was traced: attributes, buffers, containers, modes, hooks."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+_LIBRARIES = ("ep_plugin", "lightning", "norse", "numpy", "snntorch", "torch", "torchvision")
 
 
 @contextmanager
@@ -32,10 +36,22 @@ def _keep(container: Any, undo: list[Callable[[], None]], seen: set[int]) -> Non
         seen.add(id(container))
         undo.append(_restorer(container))
         inside = container.values() if isinstance(container, dict) else container
+    elif _is_plain(container):
+        _keep(vars(container), undo, seen)
+        return
     else:
         return
     for value in list(inside):
         _keep(value, undo, seen)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is an object of the user's own that may hold a state. Libraries' own may lead to all that there is."""
+    kind = type(value)
+    if not isinstance(getattr(value, "__dict__", None), dict) or isinstance(value, (type, nn.Module, Tensor)):
+        return False
+    home = kind.__module__.partition(".")[0]
+    return kind is SimpleNamespace or (home not in sys.stdlib_module_names and home not in _LIBRARIES)
 
 
 def _restorer(container: Any) -> Callable[[], None]:

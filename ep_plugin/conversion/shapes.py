@@ -36,13 +36,7 @@ class Shapes:
 
     def _of(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            *path, name = str(node.target).split(".")
-            owner: Any = self.root
-            for part in path:
-                owner = owner._modules[part]
-            # Not by getattr, which is traced too.
-            found = next(d[name] for d in (owner._parameters, owner._buffers, vars(owner)) if name in d)
-            return found.detach().to("meta")
+            return held(self.root, str(node.target)).detach().to("meta")
         args, kwargs = fx.map_arg((node.args, node.kwargs), _known)
         if node.op == "call_module":
             return self._module(str(node.target))(*args, **kwargs)
@@ -68,6 +62,15 @@ class Shapes:
                     hooks.clear()
             self.copies[name] = made
         return self.copies[name].forward
+
+
+def held(root: nn.Module, target: str) -> Any:
+    """A tensor by its name, while modules are traced: `getattr` would be traced too."""
+    *path, name = target.split(".")
+    owner: Any = root
+    for part in path:
+        owner = owner._modules[part]
+    return next(found[name] for found in (owner._parameters, owner._buffers, vars(owner)) if name in found)
 
 
 def _known(node: fx.Node) -> Any:

@@ -40,6 +40,7 @@ class State:
         self.filled: dict[str, Filled] = {}  # constant tensors that the forward writes into
         self.axes: dict[Signal, int] = {}
         self.shaped: dict[Signal, tuple[Signal, tuple[Any, ...]]] = {}
+        self.shared: dict[fx.Node, set[fx.Node]] = {}  # nodes whose values may lie in the same place
         self.notes: list[str] = []
 
     def _note(self, note: str) -> None:

@@ -15,26 +15,24 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ep_plugin.conversion.adapters import find_adapter, place_of
 from ep_plugin.conversion.between import BACKWARD_HOOK, hooked_backward
-from ep_plugin.conversion.functions import in_order
+from ep_plugin.conversion.functions import follows_mode, in_order
+from ep_plugin.conversion.mode import Mode
 from ep_plugin.conversion.restore import unchanged
-from ep_plugin.conversion.shapes import Shapes
+from ep_plugin.conversion.shapes import Shapes, held
 from ep_plugin.conversion.sizes import EXAMPLE, NotKnown, Shape
 from ep_plugin.conversion.traced import Traced, as_tensors
-from ep_plugin.conversion.watch import DRAWN, Watch
+from ep_plugin.conversion.watch import CHANGES_PARAMETERS, DRAWN, Watch, function_name, is_in_place
+from ep_plugin.linear.base import OF_EVERY_MODULE
 
 Path = tuple[Any, ...]
 """Where an output stands in what forward returns: indices, keys, names of fields."""
-
-
-CHANGES_PARAMETERS = (
-    "forward changes the model's parameters in place, which the converted model would not do; change them after each "
-    "step of the optimizer instead"
-)
 
 
 _LIBRARIES = {
@@ -52,19 +50,6 @@ STATES = ("mem", "spk", "syn", "syn_exc", "syn_inh")
 
 def state_of(neuron: Any, state: str) -> Any:
     """Stands in a trace for what a neuron keeps."""
-
-
-class Mode(int):
-    """A module's `training` while it is traced: a number, so that functional dropout can be told that it follows it."""
-
-    asked = False
-
-    def __bool__(self) -> bool:
-        Mode.asked = True
-        return int(self) != 0
-
-    def __repr__(self) -> str:
-        return f"Mode({int(self)})"
 
 
 @dataclass
@@ -111,7 +96,7 @@ def _trace(net: nn.Module, example: Tensor | None, length: int, calls: int) -> T
     modules = dict(net.named_modules())
     root = _Root(net, calls)
     tracer = _Tracer(net, root, modules, example, length)
-    draws = random.getstate()
+    draws, of_numpy = random.getstate(), np.random.get_state()
     try:
         with unchanged(net), torch.random.fork_rng(devices=[]), torch.enable_grad():
             for m in modules.values():
@@ -122,7 +107,7 @@ def _trace(net: nn.Module, example: Tensor | None, length: int, calls: int) -> T
                     graph = tracer.trace(root)
             finally:
                 tracer.watch.undo()
-        if random.getstate() != draws:
+        if random.getstate() != draws or not _same_state(np.random.get_state(), of_numpy):
             raise NotKnown(f"it depends on {DRAWN}")
         if tracer.watch.changes(list(net.parameters())):
             raise NotKnown(CHANGES_PARAMETERS)
@@ -130,10 +115,15 @@ def _trace(net: nn.Module, example: Tensor | None, length: int, calls: int) -> T
         raise ValueError(_untraceable(net, error)) from error
     finally:
         random.setstate(draws)
+        np.random.set_state(of_numpy)
     nodes = list(next(node for node in graph.nodes if node.op == "output").args[0])
     drawn = {name for t, name in tracer.tensor_attrs.items() if id(t) in tracer.watch.drawn}
     outputs = [(path, node) for (path, _), node in zip(root.returned, nodes, strict=True)]
     return Trace(graph, root, outputs, drawn, tracer.sized, Mode.asked)
+
+
+def _same_state(one: Any, two: Any) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def _untraceable(net: nn.Module, error: BaseException) -> str:
@@ -228,6 +218,7 @@ class _Tracer(fx.Tracer):
         self.watch = Watch(lambda tensor: self.proxy(self.create_arg(tensor)))
         self.kinds: dict[nn.Module, Any] = {}
         self.functions = _forwards(torch.autograd.Function)
+        self.before = {m: _attributes(m) for m in modules.values()}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Traced(node, self)
@@ -246,18 +237,50 @@ class _Tracer(fx.Tracer):
             )
         if isinstance(a, Shape):
             raise NotKnown(f"it uses the sizes of a value, which are not known; {EXAMPLE}")
+        if type(a) is Tensor and self._differs_from_before(a):
+            now = a.detach().clone()  # what it is when it is used, whatever becomes of it
+            if id(a) in self.watch.drawn:
+                self.watch.drawn[id(now)] = now
+            a = now
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def _differs_from_before(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a buffer that forward has put there, or has changed in place."""
+        if tensor.requires_grad:
+            return False
+        if self.watch.has_changed(tensor):
+            return True
+        put = ((m, name) for m in self.before for name, held in m._buffers.items() if held is tensor)
+        return any(self.before[m].get(name) is not tensor for m, name in put)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Node:
         if kind in ("call_function", "call_method"):
             self._outside_of_functions()
             args, kwargs = in_order(getattr(target, "__name__", target), args, kwargs)
+            if not follows_mode(target):
+                args, kwargs = map_aggregate((args, kwargs), lambda a: bool(a) if isinstance(a, Mode) else a)
         node = super().create_node(kind, target, args, kwargs, *rest, **options)
         if kind == "call_module" and not torch.is_grad_enabled():
             node.meta["frozen"] = True
         if self.shapes is not None and kind not in ("placeholder", "output"):
             node.meta["shape"] = self.shapes.of(node)
-        return node
+        return self._without_gradient(node) if kind in ("call_function", "call_method") else node
+
+    def _without_gradient(self, node: fx.Node) -> fx.Node:
+        """Under `torch.no_grad()` what is made of parameters is a constant for the gradient."""
+        name = function_name(node.target)
+        if name == "detach" or node.target is state_of or not any(map(self._is_of_parameters, node.all_input_nodes)):
+            return node
+        if torch.is_grad_enabled() or is_in_place(name) or node.target is getattr:
+            node.meta["of_parameters"] = True
+            return node
+        return self.create_node("call_method", "detach", (node,), {})
+
+    def _is_of_parameters(self, node: fx.Node) -> bool:
+        if node.op != "get_attr":
+            return "of_parameters" in node.meta
+        of = held(self.root, str(node.target))
+        return isinstance(of, nn.Parameter) and of.requires_grad
 
     def _outside_of_functions(self) -> None:
         """Refuses what the forward of an autograd function does, whose backward would be lost."""
@@ -322,6 +345,7 @@ class _Tracer(fx.Tracer):
         if not self.is_leaf_module(m, name):
             return forward(*args, **kwargs)
         found = self._adapter(m)
+        self._as_before(name, m)
         if found is None:
             return self.create_proxy("call_module", name, args, kwargs)
         if "forward" in vars(m):
@@ -343,8 +367,36 @@ class _Tracer(fx.Tracer):
         finally:
             del m.__dict__["forward"]
 
+    def _as_before(self, name: str, module: nn.Module) -> None:
+        """Refuses a leaf that forward has given other parameters, and a neuron with other settings."""
+        for inner in module.modules():
+            of_neuron = self._adapter(inner) is not None
+            for attribute, now in _attributes(inner).items():
+                if attribute in STATES or not (of_neuron or attribute in inner._parameters):
+                    continue
+                other = self.before[inner].get(attribute, now) is not now
+                if other or (of_neuron and isinstance(now, Tensor) and self.watch.has_changed(now)):
+                    why = _OTHER_SETTING if of_neuron else _OTHER_WEIGHTS
+                    raise NotKnown(f"it calls {place_of(name, module)} with another {attribute} than it had, {why}")
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
+
+
+_OTHER_SETTING = (
+    "which the converted neuron would not follow; set it before the conversion (a threshold that is learned is a "
+    "parameter: learn_threshold=True)"
+)
+_OTHER_WEIGHTS = (
+    "which the converted model would not follow; call the function itself (such as F.linear), or make it a "
+    "parametrization of the module (torch.nn.utils.parametrize)"
+)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Parameters, buffers and settings."""
+    settings = {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
+    return {**settings, **module._parameters, **module._buffers}
 
 
 def _calls_function(name: str) -> NotKnown:

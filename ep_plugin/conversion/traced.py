@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ep_plugin.conversion.sizes import EXAMPLE, NotKnown, Shape, Size
+from ep_plugin.conversion.watch import CHANGES_PARAMETERS, SETS_DATA
 
 
 class Traced(fx.Proxy):
@@ -102,6 +103,12 @@ class Traced(fx.Proxy):
     @property
     def dtype(self) -> torch.dtype:
         return known.dtype if isinstance(known := self._shape(), Tensor) else torch.get_default_dtype()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            of_a_parameter = self.node.op == "get_attr"
+            raise NotKnown(CHANGES_PARAMETERS if of_a_parameter else SETS_DATA)
+        super().__setattr__(name, value)
 
     def register_hook(self, hook: Any) -> Any:
         raise NotKnown(

@@ -37,12 +37,11 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
             counterpart, with the place and the reason.
     """
     made: Made = {}
-    plan, sized, once = _read(net, example, output, LENGTHS[0], made)
-    if once:
-        _same_at_the_next_call(net, example, output, made, plan)
+    plan, sized = _read(net, example, output, LENGTHS[0], made)
+    _same_at_the_next_call(net, example, output, made, plan)
     if not sized:
         return _told(plan, example)
-    other, _, _ = _read(net, example, output, LENGTHS[1], made)
+    other, _ = _read(net, example, output, LENGTHS[1], made)
     for name, module in plan.neurons.items():
         if other.received.get(name) != plan.received[name]:
             raise ValueError(f"{place_of(name, module)} depends on {_BY_SIZE}")
@@ -53,6 +52,8 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
         )
     if other.output != plan.output and (mean := _rounded(plan.output)) == _rounded(other.output):
         plan.output = mean  # a sum over the steps, each divided by their number
+    elif other.output != plan.output and plan.steps not in LENGTHS:
+        raise ValueError(f"the output depends on {_BY_SIZE}")
     elif other.output != plan.output:
         plan.output = _mean(plan.output, other.output)
         plan.notes.append(
@@ -63,12 +64,12 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
 
 
 def _same_at_the_next_call(net: nn.Module, example: Tensor | None, output: Any, made: Made, plan: Plan) -> None:
-    """Refuses a forward of one step that does something else when it is called again.
+    """Refuses a forward that does something else when it is called again.
 
     Raises:
         ValueError: what it keeps on the model changes what a neuron receives, or what it returns.
     """
-    other, _, _ = _read(net, example, output, LENGTHS[0], made, calls=2)
+    other, _ = _read(net, example, output, LENGTHS[0], made, calls=2)
     if other.output != plan.output:
         raise ValueError(
             f"what {type(net).__name__} returns differs from one call to the next, by what it keeps on itself; "
@@ -108,8 +109,8 @@ def _mean(one: Signal, two: Signal) -> Signal:
 
 def _read(
     net: nn.Module, example: Tensor | None, wanted: Any, length: int, made: Made, calls: int = 1
-) -> tuple[Plan, bool, bool]:
-    """The plan, whether it depends on the length that unknown sizes have, and whether each neuron is called once."""
+) -> tuple[Plan, bool]:
+    """The plan, and whether it depends on the length that unknown sizes have."""
     traced = trace(net, example, length, calls)
     given: Value = Input()
     modules = dict(net.named_modules())
@@ -124,6 +125,7 @@ def _read(
     def size(axis: int) -> int | None:
         return None if example is None else example.shape[axis]
 
+    reader.calls = {name: each[-(len(each) // calls) :] for name, each in reader.calls.items()}  # of the last call
     plan.steps = reader.steps(size)
     outputs: list[tuple[Path, Signal | ValueError]] = []
     for path, value in reader.outputs():
@@ -140,4 +142,4 @@ def _read(
     if traced.by_mode and plan.neurons:
         mode = "training" if net.training else "evaluation"
         plan.notes.append(f"forward asks for self.training, and is converted as it is in {mode} mode")
-    return plan, traced.sized, any(len(each) == 1 for each in reader.calls.values())
+    return plan, traced.sized

@@ -9,6 +9,8 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ep_plugin.conversion.sizes import NotKnown
+
 DRAWS = frozenset(
     [
         "rand",
@@ -41,6 +43,21 @@ DRAWN = (
     "a random draw in forward, which a relaxation would see once and the original anew in every step; give the "
     "network the probabilities themselves (its input is a rate), or draw outside and give all steps, with "
     "time_varying=True, or put noise into a module without neurons before the first neuron"
+)
+
+
+CHANGES_PARAMETERS = (
+    "forward changes the model's parameters in place, which the converted model would not do; change them after each "
+    "step of the optimizer instead"
+)
+
+SETS_DATA = (
+    "forward sets the .data of a tensor, which the converted model would not do; use the new values as they are, or "
+    "change the tensor outside of forward"
+)
+
+_AS_NUMBERS = frozenset(
+    ["item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__"]
 )
 
 
@@ -100,6 +117,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, function_name(func)
+        if name == "__set__" and func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise NotKnown(SETS_DATA)
         if name in ("__get__", "size", "dim", "numel", "__len__", "is_floating_point", "stride"):
             return func(*args, **kwargs)
         if self.filled:
@@ -107,6 +126,8 @@ class Watch(TorchFunctionMode):
         leaves = tree_leaves((args, kwargs))
         real = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, fx.Proxy)]
         traced = any(isinstance(t, fx.Proxy) for t in leaves)
+        if name in _AS_NUMBERS and any(id(t) in self.drawn for t in real):
+            raise NotKnown(f"it depends on {DRAWN}")
         first: Any = args[0] if args else None
         if is_in_place(name) and any(first is t for t in real):
             if traced:
@@ -129,8 +150,14 @@ class Watch(TorchFunctionMode):
     @torch.no_grad()
     def undo(self) -> None:
         """Gives tensors that were changed in place their values back."""
-        for tensor, before in self.changed.values():
+        for tensor, before in reversed(self.changed.values()):  # the first change of a place was that of its own values
             tensor.copy_(before)
+
+    def has_changed(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor are other ones now, by what forward has done to it or to a view of it."""
+        place = tensor.untyped_storage().data_ptr()
+        changed = any(t.untyped_storage().data_ptr() == place for t, _ in self.changed.values())
+        return changed and id(tensor) not in self.filled and tensor.numel() > 0
 
     def changes(self, tensors: list[Tensor]) -> bool:
         """Whether one of the tensors was changed in place."""

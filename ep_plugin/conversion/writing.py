@@ -5,9 +5,8 @@ from typing import Any
 from torch import fx, nn
 
 from ep_plugin.conversion.state import State
-from ep_plugin.conversion.trace import CHANGES_PARAMETERS
 from ep_plugin.conversion.values import ZEROS, Filled, Unknown, Value
-from ep_plugin.conversion.watch import function_name
+from ep_plugin.conversion.watch import CHANGES_PARAMETERS, function_name
 
 _VIEWS = frozenset(
     (
@@ -69,5 +68,16 @@ class Writing(State):
         elif function_name(target.target) in _VIEWS and not isinstance(self._raw(target.args[0]), Unknown):
             self._poison(target)
         else:
+            for other in self.shared.get(target, set()) - {target}:
+                self._poison(other)
             self.values[target] = value
+        return self._may_share(node, value)
+
+    def _may_share(self, node: fx.Node, value: Value) -> Value:
+        """A value that may lie where the first argument does, so that a change of one in place is one of the other."""
+        target = node.args[0] if node.args else None
+        if isinstance(target, fx.Node):
+            group = self.shared.setdefault(target, {target})
+            group.add(node)
+            self.shared[node] = group
         return value

@@ -64,6 +64,27 @@ class FlattenedAffine(Affine):
         return super().pullback(tensors, x.flatten(1), y, offset)
 
 
+class FlattenedTo(nn.Flatten):
+    """`view(-1, size)`, which is a sample for a sample only if a sample has so many numbers.
+
+    Args:
+        size: of a sample.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(1)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = super().forward(x)
+        if flat.shape[1] != self.size:
+            raise ValueError(
+                f"view(-1, {self.size}) was given samples of {flat.shape[1]} numbers, of which it would make other "
+                "samples; expected the batch's size first, and so many numbers behind it"
+            )
+        return flat
+
+
 class Reshape(LinearMap):
     """`nn.Flatten`, `nn.Unflatten`, `nn.Identity`: the adjoint puts the shape back."""
 
@@ -89,7 +110,7 @@ def weight_and_bias(module: nn.Linear | nn.modules.conv._ConvNd) -> Tensors:
 
 
 register_linear(nn.Linear, Affine)
-register_all((nn.Flatten, nn.Unflatten, nn.Identity), Reshape)
+register_all((nn.Flatten, FlattenedTo, nn.Unflatten, nn.Identity), Reshape)
 register_all(
     (
         *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

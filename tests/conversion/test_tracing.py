@@ -205,7 +205,7 @@ def test_ways_to_flatten(flat):
 
     model = ep.convert(Flat(), **GRADED)
     assert model(torch.rand(3, 1, 10, 10)).shape == (3, 6)
-    assert type(model.connections[0].module[2]) is nn.Flatten
+    assert isinstance(model.connections[0].module[2], nn.Flatten)
 
 
 def test_modules_without_neurons_are_looked_into():

@@ -146,6 +146,11 @@ def steady_membrane(place: str, module: Any) -> nn.Module:
             f"{place} is read by its membrane, which has no steady value, since a spike resets it "
             f"({module.reset_mechanism!r}); expected its spikes to be read, or reset_mechanism='none'"
         )
+    if module.state_quant:
+        raise ValueError(
+            f"{place} is read by its membrane and uses state_quant, whose steps no steady value has; "
+            "expected state_quant=False"
+        )
     membrane = NEURONS[type(module)].membrane
     if membrane is None:
         raise ValueError(
