@@ -13,6 +13,7 @@ from ep_plugin.analysis.influence import without_influence
 from ep_plugin.analysis.liveness import LIVE, OUTPUTS, live_and_mean
 from ep_plugin.analysis.randomness import random_modules
 from ep_plugin.analysis.untrained import left_out, without_gradient
+from ep_plugin.conversion.faithfulness import misread
 from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.network import ConvergentNetwork
@@ -204,6 +205,11 @@ def _about_what_is_silent(
             f"The gradient is exactly zero, or none, in {', '.join(names)}, so that training leaves them as they are: "
             "look whether the output depends on them, whether it does so with a slope (no rounding, no detach), and "
             "whether all neurons on the way are silent or saturated"
+        )
+    if original is not None and (where := misread(model, original, x)):
+        yield (
+            f"The network gives something else than the original with its neurons at their rates, {where}: the "
+            "conversion has misread it. Write what is unusual there in plain steps, or as a module of its own"
         )
     if names := random_modules(model, x, original):
         yield (

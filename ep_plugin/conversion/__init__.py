@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
 from ep_plugin.conversion.adapters import LearnableLeak, Neuron
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
+from ep_plugin.conversion.faithfulness import misread
 from ep_plugin.conversion.keeping import require_nothing_kept
 from ep_plugin.conversion.origin import Origin
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
@@ -184,8 +185,17 @@ def convert(
     for module in model.modules():
         if module not in of_the_original:
             module.training = net.training
-    model.origin = Origin(net, model, {name: (module, describing[name]) for name, module in originals.items()})
+    model.origin = Origin(net, model, {name: (module, describing[name]) for name, module in originals.items()}, plan)
     notes = [*parts.notes, *adapters.differences(originals)]
+    if (
+        example_input is not None
+        and max_pooling == "keep"
+        and (where := _misread(model, net, example_input, over_time))
+    ):
+        notes.append(
+            f"WRONGLY, as it seems: the original with its neurons at their rates gives something else, {where}. Write "
+            "what is unusual there in plain steps or as a module of its own, and report it"
+        )
     if over_time and not time_varying:
         axis = f" (axis {parts.time_axis} of the model's)" if parts.time_axis else ""
         notes.append(f"the input is that of one step, [batch, ...], with no time axis{axis} (unless time_varying=True)")
@@ -206,6 +216,12 @@ def _describing(name: str, module: nn.Module, learnable_leak: LearnableLeak) -> 
     """What tells, at any time, what a layer takes over of a neuron."""
     adapter = adapters.adapter_for(module)
     return lambda: adapter.described(adapters.place_of(name, module), module, learnable_leak)
+
+
+def _misread(model: ConvergentNetwork, net: nn.Module, example: Tensor, over_time: bool) -> str | None:
+    if over_time:
+        example = example.select(model.time_axis, 0)
+    return misread(model, net, example)
 
 
 _SCRIPTED = "is a ScriptModule, whose Python code is gone; convert the module that it was made of"

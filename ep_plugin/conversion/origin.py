@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import Neuron, place_of
+from ep_plugin.conversion.adapters import Neuron, find_adapter, place_of, runs_over_time
+from ep_plugin.conversion.plan import Plan
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.linear.base import OF_EVERY_MODULE, same_objects, settings_of
 from ep_plugin.tensors import writings
@@ -26,9 +27,13 @@ class Origin:
         network: what was made of it.
         neurons: of each layer, in their order: the name in the original, the neuron, and a function that tells what
             the layer takes over of it.
+        plan: what the original computes.
 
     Attributes:
         shared: the modules that the network shares with the original.
+        layers: the name of each layer's neuron in the original, the neuron and the layer.
+        path, steps: of the output, and of the input, as in the plan.
+        has_rates: whether the drive of each neuron alone tells what it settles at, and nothing but that is read.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class Origin:
         net: nn.Module,
         network: nn.Module,
         neurons: Mapping[str, tuple[nn.Module, Callable[[], Neuron]]],
+        plan: Plan,
     ) -> None:
         shared = set(network.modules())
         of_layers = {t for m in network.modules() if isinstance(m, Layer) for t in m.buffers()}  # see _Taken
@@ -48,6 +54,16 @@ class Origin:
             _Taken(name, neuron, describe, layer, [m for m in neuron.modules() if m not in shared])
             for (name, (neuron, describe)), layer in zip(neurons.items(), layers, strict=True)
         ]
+        self.layers = [
+            (name, neuron, layer) for (name, (neuron, _)), layer in zip(neurons.items(), layers, strict=True)
+        ]
+        self.path, self.steps = plan.path, plan.steps
+        described = [taken.described for taken in self._neurons]
+        known = {m for m in net.modules() if find_adapter(m) is not None}
+        self.has_rates = known == {neuron for _, neuron, _ in self.layers} and not any(
+            n.lateral is not None or n.input_weights is not None for n in described
+        )
+        self.has_rates &= not any(map(runs_over_time, known))
 
     def check(self, network: nn.Module) -> None:
         """Looks whether anything has changed.
@@ -104,8 +120,9 @@ class _Part:
         now = _tensors(module) if self.tensors else {}
         for name, tensor in self.tensors.items():
             other = now.get(name)
-            constant = other is not None and not isinstance(tensor, nn.Parameter)
-            if other is not tensor and constant and _equal(_values(tensor), _values(other)):
+            if other is None or other is tensor or isinstance(tensor, nn.Parameter):
+                pass
+            elif _equal(_values(tensor), _values(other)):
                 self.tensors[name] = tensor = other  # moved, or of another precision
             if other is not tensor:
                 kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"

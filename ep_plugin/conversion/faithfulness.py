@@ -1,0 +1,111 @@
+"""Whether a network computes what the net that it was made of does, whose neurons are put at their rates.
+
+Without feedback a neuron settles at activation(drive / theta) of the drive that it receives. So the original, run as
+it is written but for what its neurons send, has to give what the network gives. That finds whatever was read wrong.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ep_plugin.conversion.restore import unchanged
+from ep_plugin.conversion.tracing import LENGTHS
+from ep_plugin.dynamics.relaxation import Relaxation
+from ep_plugin.network import ConvergentNetwork
+
+_TOLERANCE = 1e-3  # of the largest value of the output
+_FEW = 5  # steps of an input whose number of steps the model leaves open
+
+
+def misread(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> str | None:
+    """Where the network and its original part, in a few words. Both are looked at in evaluation mode.
+
+    Args:
+        model: as `convert` made it of the original. Both stay as they are.
+        original: what it was made of.
+        x: an input, of one step.
+
+    Returns:
+        None if both give the same, or if that cannot be said: neurons that act on themselves, take all steps at once
+        or are read by their membranes have no rates that a drive alone tells, and what is drawn differs.
+    """
+    origin: Any = model.origin
+    if origin is None or model.time_varying or not origin.has_rates or any(map(is_lazy, model.parameters())):
+        return None
+    open_steps = origin.steps in LENGTHS
+    steps = _FEW if open_steps else origin.steps
+    try:
+        with unchanged(model), unchanged(original), torch.no_grad(), torch.random.fork_rng():
+            model.eval()
+            drawn = torch.get_rng_state()
+            original.eval()
+            states, found = _settled(model, x)
+            with _at_their_rates(origin.layers) as sent:
+                returned = original(x if steps is None else torch.stack([x] * steps, model.time_axis))
+            if not torch.equal(torch.get_rng_state(), drawn):
+                return None
+        expected = _output(returned, origin.path)
+    except Exception:  # of the user's own code, which may take states for what they are
+        return None
+    if not isinstance(found, Tensor) or (gap := _gap(found, expected, open_steps)) is None or gap <= _TOLERANCE:
+        return None
+    for (name, _, _), state in zip(origin.layers, states, strict=True):
+        rates = sent.get(name)
+        if rates is not None and rates.shape == state.shape and (own := _gap(state, rates) or 0) > _TOLERANCE:
+            return f"from {name} on, whose states are off by {own:.1g} of the largest"
+    return f"behind the neurons, in outputs that are off by {gap:.1g} of the largest"
+
+
+def _settled(model: ConvergentNetwork, x: Tensor) -> tuple[list[Tensor], Any]:
+    """The states and the output of graded neurons without feedback."""
+    relaxation = Relaxation(steps=len(model.layers) + 2, step_size=1.0)
+    plain = model.variant(encoder="graded", feedback=1e-6, relaxation=relaxation)
+    output, equilibrium = plain(x, return_equilibrium=True)
+    return list(equilibrium.states), output
+
+
+@contextmanager
+def _at_their_rates(layers: list[tuple[str, nn.Module, Any]]) -> Iterator[dict[str, Tensor]]:
+    """Neurons send their rates in place of spikes; yields what each has sent last."""
+    sent: dict[str, Tensor] = {}
+
+    def sending(name: str, neuron: nn.Module, layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def called(drive: Tensor, *state: Any, **options: Any) -> Any:
+            made = forward(drive, *state, **options)
+            sent[name] = layer.activation(drive / layer.theta)
+            if "spk" in neuron._buffers:
+                neuron._buffers["spk"] = sent[name]
+            return (sent[name], *made[1:]) if isinstance(made, tuple) else sent[name]
+
+        return called
+
+    for name, neuron, layer in layers:  # `unchanged` takes it off again
+        neuron.__dict__["forward"] = sending(name, neuron, layer, neuron.forward)
+    yield sent
+
+
+def _output(returned: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        returned = getattr(returned, key) if isinstance(key, str) and hasattr(returned, key) else returned[key]
+    return returned
+
+
+def _gap(found: Tensor, expected: Any, may_be_a_sum: bool = False) -> float | None:
+    """How far one is from the other, as a fraction of the largest value; of a record in any of its steps."""
+    if not isinstance(expected, Tensor):
+        return None
+    if may_be_a_sum:  # over the steps, of which a network returns the mean
+        gaps = [_gap(found, expected / n) for n in (1, _FEW)]
+        return min((gap for gap in gaps if gap is not None), default=None)
+    if expected.dim() == found.dim() + 1:
+        axes = [a for a in range(expected.dim()) if expected.movedim(a, 0).shape[1:] == found.shape]
+        gaps = [_gap(found, expected.select(a, 0)) for a in axes]
+        return min((gap for gap in gaps if gap is not None), default=None)
+    if expected.shape != found.shape:
+        return None
+    largest = max(expected.abs().max().item(), 1e-6)
+    return (found - expected).abs().max().item() / largest

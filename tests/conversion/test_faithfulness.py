@@ -1,0 +1,89 @@
+"""A net that was read wrongly is told, by the original itself with its neurons at their rates."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from test_effects import Net
+from torch import nn
+from typer.testing import CliRunner
+
+import ep_plugin as ep
+from ep_plugin.cli import app
+from ep_plugin.conversion.faithfulness import misread
+
+X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+pytestmark = pytest.mark.filterwarnings("ignore::ep_plugin.ConversionWarning")
+
+
+class Scaled(Net):
+    """A number that is changed after the conversion, which no tensor tells."""
+
+    def __init__(self):
+        super().__init__(lambda net, x: net.layers(net.fc1(x), lambda h: h * net.factor))
+        self.factor = 1.0
+
+
+def test_where_they_part():
+    net = Scaled()
+    model = ep.convert(net)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    assert misread(model, net, X) is None
+    net.factor = 0.5
+    assert misread(model, net, X).startswith("from lif2 on, whose states are off by ")
+    assert net.training
+    assert all("forward" not in vars(m) for m in net.modules())
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    net.factor, net.loop = 1.0, lambda net, x: 2 * net.layers(net.fc1(x))
+    assert misread(model, net, X).startswith("behind the neurons, in outputs that are off by ")
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        lambda net, x: torch.stack([net.layers(net.fc1(x)) for _ in range(3)]),
+        lambda net, x: sum(net.layers(net.fc1(x_t)) for x_t in x),
+        lambda net, x: torch.stack([net.layers(net.fc1(x[t])) for t in range(x.size(0))], 1),
+        lambda net, x: {"a": x, "b": net.layers(nn.functional.dropout(net.fc1(x)))},
+    ],
+)
+def test_records_sums_and_draws_are_no_faults(loop):
+    net = Net(loop)
+    assert misread(ep.convert(net), net, X) is None
+
+
+def test_an_example_is_looked_at(monkeypatch):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        ep.convert(Scaled(), example_input=X)
+        assert not any("WRONGLY" in str(w.message) for w in warned)
+    monkeypatch.setattr("ep_plugin.conversion.misread", lambda *_: "from lif2 on")
+    with pytest.warns(ep.ConversionWarning, match="WRONGLY, as it seems: .*, from lif2 on. Write what is unusual"):
+        ep.convert(Scaled(), example_input=X)
+
+
+CHANGING = """
+import snntorch as snn
+from torch import nn
+
+
+class Changing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2 = nn.Linear(8, 6), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(6, 3)
+        self.record = type("Record", (list,), {"calls": 0})()
+
+    def forward(self, x):
+        type(self.record).calls += 1  # out of a trace's sight
+        return self.fc2(self.lif1(self.fc1(x * (1 if type(self.record).calls < 4 else 0.2))))
+"""
+
+
+def test_the_command_tells_it(tmp_path, monkeypatch):
+    (tmp_path / "changing.py").write_text(CHANGING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    done = CliRunner().invoke(app, ["check", "changing:Changing", "--shape", "8"])
+    assert done.exit_code == 1
+    assert "the conversion has misread it" in " ".join(done.output.split())
