@@ -179,7 +179,7 @@ def check(
             )
         with in_a_batch_of(batch_size), working("Checking") as next_is:
             if data is None:
-                x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size)
+                x, y = random_batch(model, input_shape(model.stem, sizes, "--shape 1,28,28"), batch_size, classes=2)
             else:
                 x, y = data_batch(model, load_data(data, data_dir, batch_size, seed), batch_size)
             found = diagnose(model, x, y, original=None if model is given else given, on_part=next_is)

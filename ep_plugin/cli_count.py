@@ -59,14 +59,16 @@ def count(
         model = given if isinstance(given, ConvergentNetwork) else _converted(given)
         inputs = input_shape(model.stem, sizes, "--shape 1,28,28")
         with in_a_batch_of(batch_size), working("Counting"):
-            x, y = random_batch(model.eval(), inputs, batch_size)
-            counts = {"EP": count_operations(model, x, y)}
+            x, classes = random_batch(model.eval(), inputs, batch_size)
+            y = classes if any(p.requires_grad for p in model.parameters()) else None
+            loss = torch.nn.functional.cross_entropy if bool(classes.any()) else any_loss  # of one class it is flat
+            counts = {"EP": count_operations(model, x, y, loss)}
             notes = {"EP": _silent(counts["EP"])}
             if model is not given:
                 loop = own_steps(given, x)
                 steps = _calls(given, num_steps, loop)
                 name = "BPTT, its own loop" if steps is None else f"BPTT, {steps} steps"
-                counts[name] = count_operations(given, x, 0, any_loss, steps)
+                counts[name] = count_operations(given, x, None if y is None else 0, any_loss, steps)
                 notes[name] = [*_twice(loop, steps), *_repeated(counts[name], steps), *_silent(counts[name])]
     except (ValueError, TypeError, FloatingPointError) as error:
         typer.echo(f"ep-plugin: {error}", err=True)

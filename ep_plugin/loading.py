@@ -109,13 +109,15 @@ def data_batch(model: ConvergentNetwork, data: "LightningDataModule", batch_size
     return x, tree_map(lambda t: t[:batch_size].to(like.device) if isinstance(t, Tensor) else t, y)
 
 
-def random_batch(model: ConvergentNetwork, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor]:
+def random_batch(
+    model: ConvergentNetwork, shape: tuple[int, ...], batch_size: int, classes: int = 1
+) -> tuple[Tensor, Tensor]:
     """Inputs in [0, 1], `[B, *shape]`, and classes `[B]`, from PyTorch's global generator.
 
     Where steps of time come first in the input, they do in the shape, and the batch is second.
 
     Raises:
-        ValueError: the network's output is not `[B, classes]`.
+        ValueError: the network's output is not `[B, classes]`, or there are fewer than these `classes`.
     """
     like = next(model.parameters())
     x = torch.rand(batch_size, *shape, dtype=like.dtype, device=like.device)
@@ -126,4 +128,9 @@ def random_batch(model: ConvergentNetwork, shape: tuple[int, ...], batch_size: i
     if not isinstance(output, Tensor) or output.dim() != 2:
         shown = list(output.shape) if isinstance(output, Tensor) else [list(o.shape) for o in output]
         raise ValueError(f"the output has the shape {shown}; expected [batch, classes]")
+    if output.shape[1] < classes:
+        raise ValueError(
+            f"the output has the shape {list(output.shape)}; expected [batch, classes] with two or more classes: of "
+            "one the loss is the same whatever the output is, so that there is no gradient"
+        )
     return x, torch.randint(output.shape[1], (batch_size,), device=like.device)

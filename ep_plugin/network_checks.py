@@ -223,6 +223,8 @@ def check_input(x: Tensor, stem: nn.Module, time_axis: int | None) -> None:
         raise TypeError(f"the input is sparse ({x.layout}); expected a dense tensor: x.to_dense()")
     if any(p.is_complex() for p in stem.parameters()):
         raise TypeError("the network's weights are complex, and its neurons have real states; expected real weights")
+    if x.is_inference() and torch.is_grad_enabled():
+        raise ValueError("the input was made under torch.inference_mode(), and training has to keep it; give x.clone()")
     if not x.is_floating_point():
         if any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in stem.modules()):
             raise TypeError(

@@ -19,6 +19,16 @@ def digits():
     from ep_plugin.models import small_convolutional
     return ep.initialize_(small_convolutional())
 
+def double():
+    return digits().double()
+
+def frozen():
+    return digits().requires_grad_(False)
+
+def one_output():
+    net = digits()
+    return nn.Sequential(*net, nn.Linear(10, 1)) if isinstance(net, nn.Sequential) else net
+
 def converted():
     return ep.convert(digits())
 
@@ -125,3 +135,19 @@ def test_what_is_refused(count):
     assert "--shape 1,28,28" in done.output
     assert "no 'nothing'" in count("nets_to_count:nothing").output
     assert "batch_size is 0" in count("nets_to_count:digits", "--shape", "1,8,8", "--batch-size", "0").output
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        ("double", "the original does not run in torch.float64"),
+        ("frozen", "inference"),
+        ("one_output", "nudged phase"),
+    ],
+)
+def test_nets_that_count_does_not_expect(count, net, said):
+    done = count(f"nets_to_count:{net}", "--shape", "1,8,8", "--num-steps", "2")
+    assert done.exit_code == (2 if net == "double" else 0), done.output
+    assert said in done.output
+    assert ("training step" in done.output) == (net == "one_output")
+    assert "Traceback" not in done.output

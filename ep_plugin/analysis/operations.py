@@ -60,6 +60,8 @@ def count_operations(
         raise TypeError(f"the input is a {type(x).__name__}; expected a tensor")
     if num_steps is not None:
         num_steps = count("num_steps", num_steps)
+    if y is not None and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of the model is trained, so that it has no training step; leave y out")
     devices = [x.device] if x.device.type == "cuda" else []
     with _unnoticed(model), torch.random.fork_rng(devices):
         if not isinstance(model, ConvergentNetwork):

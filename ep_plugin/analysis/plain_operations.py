@@ -119,7 +119,15 @@ def own_steps(net: nn.Module, x: Tensor) -> int | None:
     """How many steps the loop over time has that a net runs in every call; None where it has none."""
     neurons = _neurons(net)
     with _states_given_back(neurons), torch.no_grad(), neuron_calls(neurons.values()) as steps:
-        net(x)
+        try:
+            net(x)
+        except RuntimeError as error:
+            if x.dtype == torch.float32:
+                raise
+            raise ValueError(
+                f"the original does not run in {x.dtype}, as snnTorch's neurons do not ({error}); count it in float32: "
+                "net.float()"
+            ) from error
     return steps()
 
 

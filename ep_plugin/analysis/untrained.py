@@ -33,5 +33,7 @@ def without_gradient(
     """
     named = {id(p): name for net in (model, original) if net is not None for name, p in net.named_parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the network is trained: each of them has requires_grad=False")
     found = torch.autograd.grad(loss(model(x), y), trained, allow_unused=True)
     return [named[id(p)] for p, g in zip(trained, found, strict=True) if g is None or not bool(g.any())]

@@ -45,6 +45,8 @@ def chosen_output(outputs: Sequence[tuple[Path, Signal | ValueError]], plan: Pla
     if not outputs:
         raise ValueError("forward returns no tensor; expected one that depends on a neuron")
     among = outputs if wanted is None else [(path, s) for path, s in outputs if _begins(path, wanted, outputs)]
+    if not among and [path for path, _ in outputs] == [()]:
+        raise ValueError(f"output={wanted!r} was given, and forward returns one tensor; leave output out")
     if not among:
         raise ValueError(f"output={wanted!r} is not among what forward returns; expected one of {_list(outputs)}")
     signals = [(path, s) for path, s in among if not isinstance(s, ValueError)]

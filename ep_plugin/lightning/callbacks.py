@@ -45,7 +45,8 @@ class RecordErrors(L.Callback):
         name: of the run, in every line.
 
     Raises:
-        ValueError: the directory or the file cannot be written.
+        ValueError: the directory or the file cannot be written. In fitting: there is no validation, or nothing that
+            it logs is "val/accuracy" or "val/loss".
 
     Example:
         >>> trainer = L.Trainer(callbacks=[ep.RecordErrors("results.jsonl", "mnist")])
@@ -57,6 +58,7 @@ class RecordErrors(L.Callback):
         self.started, self.seed, self.seconds = "", -1, 0.0
         self._running: float | None = None  # since when; None: the training's clock stands
         self._written: set[int] = set()
+        self._line: dict[str, Any] | None = None  # of the epoch that is going on, after a validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._resumed = False
@@ -67,14 +69,21 @@ class RecordErrors(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._stop_clock(go_on=True)
-        return {"started": self.started, "seed": self.seed, "seconds": self.seconds}
+        return {"started": self.started, "seed": self.seed, "seconds": self.seconds, "line": self._line}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.started, self.seed, self.seconds = (state_dict[name] for name in ("started", "seed", "seconds"))
+        self._line = state_dict.get("line")
         self._resumed = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.enable_validation:
+            raise ValueError(
+                "RecordErrors writes what a validation finds, and this training has none; expected validation data, "
+                "and no limit_val_batches=0"
+            )
         if not self._resumed:
+            self._line = None
             self.started, self.seconds = datetime.now(UTC).isoformat(timespec="seconds"), 0.0
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", -1))
         # What the run wrote after the checkpoint that it goes on from.
@@ -88,6 +97,9 @@ class RecordErrors(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_clock()
+        line, self._line = self._line, None
+        if line is not None and trainer.is_global_zero and line["epoch"] not in self._written:
+            append(self.path, json.dumps(line) + "\n")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_clock()
@@ -96,9 +108,7 @@ class RecordErrors(L.Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self._running = time.perf_counter()
-        if not trainer.is_global_zero or trainer.current_epoch + 1 in self._written:
-            return
-        line = {
+        self._line = {  # of the epoch's last validation, if it has several
             **self._run(),
             "epoch": trainer.current_epoch + 1,
             "epochs": trainer.max_epochs,
@@ -110,7 +120,6 @@ class RecordErrors(L.Callback):
             **_data(trainer),
             **_environment(trainer),
         }
-        append(self.path, json.dumps(line) + "\n")
 
     def _run(self) -> dict[str, Any]:
         """By which a run's lines are told from others'."""
@@ -146,6 +155,7 @@ class FewStepsFirst(L.Callback):
 
     def __init__(self, epochs: int, free: int = 4, nudged: int = 2) -> None:
         self.epochs, self.free, self.nudged = count("epochs", epochs), count("free", free), count("nudged", nudged)
+        self._given: Any = None  # the model's own, while others may be in their place
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         model = pl_module.model if isinstance(pl_module, EPLightningModule) else None
@@ -160,7 +170,7 @@ class FewStepsFirst(L.Callback):
                 'step, and hold for the number of steps that they were found with. Use AdaptiveDelta("sample"), '
                 "or leave FewStepsFirst out"
             )
-        self.given = model.relaxation, model.estimator
+        self._given = model.relaxation, model.estimator
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_train_epoch_start(trainer, pl_module)  # a run that goes on within an epoch does not start it
@@ -168,16 +178,20 @@ class FewStepsFirst(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, EPLightningModule)
         model = pl_module.model
-        model.relaxation, model.estimator = self.given
+        model.relaxation, model.estimator = self._given
         if trainer.current_epoch < self.epochs:
             free, nudged = model.steps
             model.relaxation = replace(model.relaxation, steps=min(self.free, free))
             assert isinstance(model.estimator, (EquilibriumPropagation, FullPhaseEP))
             model.estimator = replace(model.estimator, steps=min(self.nudged, nudged))
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning then leaves out
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, EPLightningModule)
-        pl_module.model.relaxation, pl_module.model.estimator = self.given
+        if self._given is not None and isinstance(pl_module, EPLightningModule):
+            pl_module.model.relaxation, pl_module.model.estimator = self._given
+            self._given = None
 
 
 def _epochs(path: Path, run: dict[str, Any]) -> set[int]:
@@ -196,6 +210,11 @@ def _epochs(path: Path, run: dict[str, Any]) -> set[int]:
 def _watched(logged: Mapping[str, Tensor]) -> dict[str, float]:
     if "val/accuracy" in logged:
         return {"error": round(100 * (1 - logged["val/accuracy"].item()), 3)}
+    if "val/loss" not in logged:
+        raise ValueError(
+            'RecordErrors expects "val/accuracy" or "val/loss" among what the module logs, and there is '
+            f"{', '.join(map(repr, logged)) or 'nothing'}"
+        )
     return {"loss": logged["val/loss"].item()}
 
 

@@ -25,6 +25,7 @@ from ep_plugin.lightning.faults import explained, of_own_code
 from ep_plugin.lightning.parsed_numbers import Trainer
 from ep_plugin.lightning.stopping import Stopping
 from ep_plugin.lightning.summary import without_flops
+from ep_plugin.lightning.task import Task
 from ep_plugin.loading import find_from_here
 from ep_plugin.out_of_memory import is_out_of_memory, too_large
 from ep_plugin.quiet import without_foreign_notes
@@ -76,9 +77,11 @@ class _CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            require_allowed(self.config.get(str(self.subcommand), self.config))
+            given = self.config.get(str(self.subcommand), self.config)
+            require_allowed(given)
             super().instantiate_classes()
             _require_sensible(self.trainer)
+            _require_one_optimizer(self.model, given.get("optimizer"), given.get("lr_scheduler"))
         except (ValueError, TypeError, MisconfigurationException) as error:
             reason = _reason(error)
             if not _ours(reason) and of_own_code(reason):
@@ -170,6 +173,18 @@ def _require_sensible(trainer: L.Trainer) -> None:
         count("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
     if trainer.gradient_clip_val is not None:
         not_negative("trainer.gradient_clip_val", trainer.gradient_clip_val)
+
+
+def _require_one_optimizer(module: L.LightningModule, optimizer: object, schedule: object) -> None:
+    """Lightning's options replace what a module configures, and a schedule alone counts for nothing."""
+    if schedule and not optimizer:
+        raise ValueError("--lr_scheduler counts only beside --optimizer; expected both, or neither")
+    if optimizer and isinstance(module, Task) and (module.optimizer is not None or module.schedule != "constant"):
+        what = "optimizer" if module.optimizer is not None else f"schedule={module.schedule!r}"
+        raise ValueError(
+            f"--optimizer takes the place of the model's own, with its {what}; expected one of both: "
+            "--model.init_args.optimizer (with --model.init_args.schedule), or --optimizer (with --lr_scheduler)"
+        )
 
 
 def _places(trainer: L.Trainer) -> list[Path]:

@@ -33,10 +33,16 @@ def explained(error: BaseException, checkpoint: Path | None) -> str | None:
     if any(module in _RESTORING for module, _ in called):
         said = f"{type(error).__name__} {said}" if isinstance(error, LookupError) else said
         return said if checkpoint is None else f"the checkpoint {checkpoint} cannot be restored: {said}"
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException) or _is_of_a_setting(error, called):
         return said
     why = next((_DO_NOT_FIT[name] for _, name in reversed(called) if name in _DO_NOT_FIT), None)
     return None if why is None else f"{why}: {said}"
+
+
+def _is_of_a_setting(error: BaseException, called: list[tuple[str, str]]) -> bool:
+    """Whether Lightning itself has raised it, which it does for settings."""
+    kinds = (ValueError, RuntimeError, ModuleNotFoundError)
+    return isinstance(error, kinds) and called[-1][0].startswith("lightning.")
 
 
 def of_own_code(error: BaseException) -> bool:

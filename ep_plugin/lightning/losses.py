@@ -64,6 +64,11 @@ def as_loss(loss: str | Loss) -> Loss:
     """A loss of (output, target) from its name, or the callable that was given."""
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}; expected an instance of it: {loss.__name__}()")
+    if isinstance(loss, str) and "." in loss:
+        raise ValueError(
+            f"loss is the text {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or in a configuration "
+            f"`loss: {{class_path: {loss}}}` (--model.init_args.loss.class_path {loss})"
+        )
     return loss if callable(loss) else chosen("loss", cast(str, loss), LOSSES)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -34,6 +35,7 @@ class Resuming(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         write_whole(trainer)
+        self._found = None  # of a run that never came to its training, such as that of a tuner
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -85,6 +87,9 @@ def _go_on_within_epoch(trainer: L.Trainer, module: L.LightningModule, own: dict
     for name, parameter in module.named_parameters():
         if name in own.get("gradients", {}):
             parameter.grad = own["gradients"][name].to(parameter.device)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):  # it acts where an epoch begins
+            callback.on_train_epoch_start(trainer)
     if own:
         _set_generators(own["generators"], module.device)
 

@@ -186,6 +186,23 @@ def test_a_last_batch_of_one_for_batch_normalization(monkeypatch):
     assert "expected a batch_size that leaves no single sample" in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer=SGD", "--model.init_args.schedule=cosine"], "with its schedule='cosine'; expected one of both"),
+        (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"], "--lr_scheduler counts only beside --optimizer"),
+        (["--trainer.val_check_interval=100"], "must be less than or equal to the number of the training batches"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/acc"], "val/accuracy"),
+        (["--model.init_args.loss=torch.nn.MSELoss"], "`loss: {class_path: torch.nn.MSELoss}`"),
+    ],
+)
+def test_settings_that_would_not_count_are_one_line(options, message):
+    done = run("fit", *DIGITS, *SHORT, *options)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
 def test_a_cosine_goes_on_only_to_its_own_end():
     cosine = [*DIGITS, *SHORT[1:], "--model.init_args.schedule=cosine"]
     assert run("fit", *cosine, "--trainer.max_epochs=1").exit_code == 0

@@ -182,3 +182,16 @@ KINDS = {"bytes": BYTES.byte(), "shares": torch.rand(20, 1, 2, 2), "normalized":
 def test_bytes_shares_and_normalized_images_are_stored(x):
     first, _ = next(iter(Own(x, torch.arange(20)).train_dataloader()))  # which sets it up
     assert first.shape == (4, 1, 2, 2)
+
+
+def test_a_loop_of_ones_own_sees_another_order_in_every_epoch():
+    """Whether it asks for the loader once or in every epoch; and the same as under a trainer."""
+    data, other = (ep.DigitsDataModule(50, augmentation=lambda x: x + torch.rand_like(x)) for _ in range(2))
+    data.setup()
+    other.setup()
+    asked = [torch.cat([x for x, _ in data.train_dataloader()]) for _ in range(3)]
+    loader = other.train_dataloader()
+    kept = [torch.cat([x for x, _ in loader]) for _ in range(3)]
+    assert not torch.equal(asked[0], asked[1])
+    assert not torch.equal(asked[0].sum(), asked[1].sum())  # the augmentation too
+    assert all(torch.equal(a, b) for a, b in zip(asked, kept, strict=True))

@@ -68,3 +68,15 @@ def test_fixed_events_hold_for_the_steps_that_they_were_found_with(tmp_path):
     model = ep.convert(small_convolutional(), encoder=ep.AdaptiveDelta("fixed"))
     with pytest.raises(ValueError, match=r"events with fixed weights.*constants of every step"):
         fit(ep.EPLightningModule(model), tmp_path, Watch())
+
+
+def test_an_exception_gives_the_steps_back(tmp_path):
+    class Fault(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("a fault of one's own")
+
+    task = ep.EPLightningModule(ep.convert(small_convolutional(), encoder="bernoulli"))
+    before = task.model.steps
+    with pytest.raises(RuntimeError, match="of one's own"):
+        fit(task, tmp_path, Fault())
+    assert task.model.steps == before

@@ -15,7 +15,7 @@ from ep_plugin.models import small_convolutional
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
-def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=(), logger=False):
+def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=(), logger=False, **options):
     task = task or ep.EPLightningModule(ep.convert(small_convolutional()), schedule="cosine")
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -26,6 +26,7 @@ def fit(path, tmp_path, epochs=2, validation="test", task=None, callbacks=(), lo
         enable_model_summary=False,
         default_root_dir=tmp_path,
         callbacks=[ep.RecordErrors(path, "digits"), *callbacks],
+        **options,
     )
     trainer.fit(task, datamodule=ep.DigitsDataModule(train_samples=96, validation=validation))
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -79,3 +80,22 @@ def test_an_interrupted_run_keeps_its_epochs(tmp_path):
 def test_the_directory_is_checked():
     with pytest.raises(ValueError, match=r"cannot write /proc/nowhere: .*name another directory"):
         ep.RecordErrors("/proc/nowhere/results.jsonl", "digits")
+
+
+def test_several_validations_in_an_epoch_are_one_line(tmp_path):
+    lines = fit(tmp_path / "results.jsonl", tmp_path, val_check_interval=0.5)
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_training_without_validation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="this training has none; expected validation data"):
+        fit(tmp_path / "results.jsonl", tmp_path, limit_val_batches=0)
+
+
+def test_a_module_that_logs_other_names(tmp_path):
+    class Own(ep.EPLightningModule):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.log("quality", 1.0)
+
+    with pytest.raises(ValueError, match=r'expects "val/accuracy" or "val/loss" among what the module logs, and there'):
+        fit(tmp_path / "results.jsonl", tmp_path, task=Own(ep.convert(small_convolutional())))

@@ -15,6 +15,8 @@ import pytest
 import resumed
 import torch
 import yaml
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.tuner import Tuner
 from resumed import SPIKING, fit, make_bptt, make_task, noisy
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
@@ -113,6 +115,29 @@ class AtEveryBatch(L.Callback):
 def test_gradients_that_are_being_accumulated(tmp_path):
     options = {"accumulate_grad_batches": 3, "callbacks": [AtEveryBatch()]}
     check(tmp_path, lambda: make_task(encoder="bernoulli"), kept=("any-1-*",), **options)
+
+
+def test_accumulation_that_is_scheduled_goes_on_within_an_epoch(tmp_path):
+    def accumulating():  # a callback of its own for every trainer
+        return {"callbacks": [AtEveryBatch(), GradientAccumulationScheduler({0: 3})]}
+
+    expected = fit(tmp_path / "whole", make_task(), **accumulating())
+    kept = tmp_path / "whole" / "kept" / "any-1-1.ckpt"
+    before = torch.load(kept, weights_only=True)["rows_before"]
+    assert_same(fit(tmp_path / "again", make_task(), checkpoint=kept, **accumulating()), expected, before)
+
+
+def test_a_search_for_the_rate_leaves_the_seed_alone(tmp_path):
+    def trained(seed):
+        L.seed_everything(0, verbose=False)
+        trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+        task, data = make_task(dropout=0.3), ep.DigitsDataModule(8, train_samples=36)
+        Tuner(trainer).lr_find(task, datamodule=data, num_training=5, update_attr=False)
+        L.seed_everything(seed, verbose=False)
+        trainer.fit(task, data)
+        return torch.cat([p.detach().flatten() for p in task.parameters()])
+
+    assert not torch.equal(trained(5), trained(6))
 
 
 class Killed(Exception):

@@ -145,6 +145,7 @@ class ImageDataModule(L.LightningDataModule):
         self.rate_coded = None if rate_coded is None else count("rate_coded", rate_coded)
         self.num_workers = count("num_workers", num_workers, least=0)
         self._sets: dict[str, ImageSet] = {}
+        self._order: EpochOrder | None = None  # of loops of one's own
 
     def stored(self) -> tuple[Images, Images]:
         """The images as they are kept. A subclass returns its own here.
@@ -211,10 +212,13 @@ class ImageDataModule(L.LightningDataModule):
         processes, process = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         self.setup()
         images = self._sets["train"]
+        order = EpochOrder(images, self.seed, processes, process)
+        if self.trainer is None:  # which would tell the epoch: a loop of one's own may ask for a loader in every one
+            order = self._order = self._order or order
         return ResumableLoader(
             images,
             batch_size=self.batch_size,
-            sampler=EpochOrder(images, self.seed, processes, process),
+            sampler=order,
             collate_fn=self.collate,
             generator=_own(),
             num_workers=self.num_workers,
