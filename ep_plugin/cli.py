@@ -144,7 +144,8 @@ def check(
     """Check your own model: does it convert, settle, fire, use all of its input, and learn by the right gradient?
 
     It uses the first training inputs of your data, or random inputs in [0, 1] of random classes. (Neurons may fire
-    differently for your own inputs.) It compares EP's gradient with that of BPTT through graded states that have
+    differently for your own inputs.) It compares the outputs with those of your model, in which the neurons send their
+    rates; and EP's gradient with that of BPTT through graded states that have
     settled in full. It names the parameters that are not trained, and the modules that draw random numbers in
     evaluation mode, as in your model. The exit code is 1 if there is something to repair. A net that is converted
     already (ep_plugin.convert) keeps its settings; any other net is converted with the default settings.

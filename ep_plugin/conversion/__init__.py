@@ -221,7 +221,7 @@ def _describing(name: str, module: nn.Module, learnable_leak: LearnableLeak) -> 
 def _misread(model: ConvergentNetwork, net: nn.Module, example: Tensor, over_time: bool) -> str | None:
     if over_time:
         example = example.select(model.time_axis, 0)
-    return misread(model, net, example)
+    return misread(model, net, torch.cat([example, example[:1]]))  # another batch size, which has to make no difference
 
 
 _SCRIPTED = "is a ScriptModule, whose Python code is gone; convert the module that it was made of"

@@ -16,6 +16,7 @@ from ep_plugin.conversion.restore import unchanged
 from ep_plugin.conversion.tracing import LENGTHS
 from ep_plugin.dynamics.relaxation import Relaxation
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.tensors import writings
 
 _TOLERANCE = 1e-3  # of the largest value of the output
 _FEW = 5  # steps of an input whose number of steps the model leaves open
@@ -39,18 +40,25 @@ def misread(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> str | N
     open_steps = origin.steps in LENGTHS
     steps = _FEW if open_steps else origin.steps
     try:
-        with unchanged(model), unchanged(original), torch.no_grad(), torch.random.fork_rng():
-            model.eval()
-            drawn = torch.get_rng_state()
+        with _as_before(original), torch.no_grad(), torch.random.fork_rng():
             original.eval()
-            states, found = _settled(model, x)
+            drawn = torch.get_rng_state()
             with _at_their_rates(origin.layers) as sent:
                 returned = original(x if steps is None else torch.stack([x] * steps, model.time_axis))
+            expected = _output(returned, origin.path)
             if not torch.equal(torch.get_rng_state(), drawn):
                 return None
-        expected = _output(returned, origin.path)
     except Exception:  # of the user's own code, which may take states for what they are
         return None
+    try:
+        with _as_before(model), torch.no_grad(), torch.random.fork_rng():
+            model.eval()
+            drawn = torch.get_rng_state()
+            states, found = _settled(model, x)
+            if not torch.equal(torch.get_rng_state(), drawn):
+                return None
+    except (ValueError, RuntimeError) as error:
+        return f"for an input of shape {list(x.shape)}, which the original takes and the network does not: {error}"
     if not isinstance(found, Tensor) or (gap := _gap(found, expected, open_steps)) is None or gap <= _TOLERANCE:
         return None
     for (name, _, _), state in zip(origin.layers, states, strict=True):
@@ -58,6 +66,20 @@ def misread(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> str | N
         if rates is not None and rates.shape == state.shape and (own := _gap(state, rates) or 0) > _TOLERANCE:
             return f"from {name} on, whose states are off by {own:.1g} of the largest"
     return f"behind the neurons, in outputs that are off by {gap:.1g} of the largest"
+
+
+@contextmanager
+def _as_before(module: nn.Module) -> Iterator[None]:
+    """Whatever a call changes in a module, in place too, is undone in the end."""
+    held = [(t, t.detach().clone(), writings(t)) for t in module.buffers() if not is_lazy(t)]
+    with unchanged(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before, times in held:
+                    if writings(tensor) != times:
+                        tensor.copy_(before)
 
 
 def _settled(model: ConvergentNetwork, x: Tensor) -> tuple[list[Tensor], Any]:

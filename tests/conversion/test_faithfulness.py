@@ -53,6 +53,14 @@ def test_records_sums_and_draws_are_no_faults(loop):
     assert misread(ep.convert(net), net, X) is None
 
 
+def test_a_buffer_that_a_call_changes_is_given_back():
+    net = Net(lambda net, x: net.layers(net.fc1(x)) + 0 * net.mean.mul_(0.5).sum())
+    model = ep.convert(net)
+    before = net.mean.clone()
+    misread(model, net, X)
+    assert torch.equal(net.mean, before)
+
+
 def test_an_example_is_looked_at(monkeypatch):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -61,6 +69,18 @@ def test_an_example_is_looked_at(monkeypatch):
     monkeypatch.setattr("ep_plugin.conversion.misread", lambda *_: "from lif2 on")
     with pytest.warns(ep.ConversionWarning, match="WRONGLY, as it seems: .*, from lif2 on. Write what is unusual"):
         ep.convert(Scaled(), example_input=X)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        lambda net, x: net.layers(net.fc1(x)) / x.size(0),
+        lambda net, x: net.layers(net.fc1(torch.cat([x[:, :4], net.mean[:4].expand(x.size(0), -1)], 1))),
+    ],
+)
+def test_the_batch_of_an_example_is_not_to_count(loop):
+    with pytest.warns(ep.ConversionWarning, match="WRONGLY, as it seems"):
+        ep.convert(Net(loop), example_input=X)
 
 
 CHANGING = """
