@@ -120,11 +120,9 @@ class _Part:
         now = _tensors(module) if self.tensors else {}
         for name, tensor in self.tensors.items():
             other = now.get(name)
-            if other is None or other is tensor or isinstance(tensor, nn.Parameter):
-                pass
-            elif _equal(_values(tensor), _values(other)):
-                self.tensors[name] = tensor = other  # moved, or of another precision
-            if other is not tensor:
+            if other is not None and _is_moved(tensor, other):
+                self.tensors[name] = other
+            elif other is not tensor:
                 kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
                 raise ValueError(
                     f"the {kind} {self._inside(name)!r} of the original was replaced after the conversion, and "
@@ -178,6 +176,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's own, whether parameters, buffers or plain attributes."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     return {**plain, **{n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}}
+
+
+def _is_moved(tensor: Tensor, other: Tensor) -> bool:
+    """Whether another tensor is the same on another device, or in another precision: a parameter stays itself then."""
+    return other is not tensor and not isinstance(tensor, nn.Parameter) and _equal(_values(tensor), _values(other))
 
 
 class _Taken:

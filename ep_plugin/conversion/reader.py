@@ -258,16 +258,11 @@ class Reader(Selection, Writing, Calls):
         types = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.dtype)]
         if any(not kind.is_floating_point for kind in types):
             return None
-        if (
-            name in ("float", "double", "to", "type_as")
-            and isinstance(value, SIGNALS)
-            and may_be_of_another_type(value)
-        ):
-            if name != "type_as" and (types or name != "to"):
-                return None
-            (function,) = self.modules_of(Tensor.float, (), {})
-            return self._then("float", [function], value) if name == "type_as" else value
-        return value
+        changes_type = bool(types) or name in ("float", "double", "type_as")
+        if not (changes_type and isinstance(value, SIGNALS) and may_be_of_another_type(value)):
+            return value
+        # The other tensor of `type_as` is floating point, as all is that a network computes.
+        return self._then("float", self.modules_of(Tensor.float, (), {}), value) if name == "type_as" else None
 
     def _called(self, node: fx.Node, function: Any) -> Any:
         name = function_name(function)
