@@ -67,6 +67,8 @@ def _restorer(container: Any) -> Callable[[], None]:
     values = list(container)
 
     def restore_values() -> None:
+        if len(container) == len(values) and all(a is b for a, b in zip(container, values, strict=True)):
+            return  # the lists that a trace leaves cannot be written into
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(values)
 
