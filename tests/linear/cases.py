@@ -11,6 +11,7 @@ from ep_plugin.conversion.functions import Function, Slot
 from ep_plugin.conversion.linear_functions import Held, LinearFunction, as_linear, constant
 from ep_plugin.conversion.plan import Input, Joined
 from ep_plugin.linear.concatenation import Concatenation, Placement
+from ep_plugin.linear.dense import FlattenedTo
 from ep_plugin.linear.modules import FixedNormalization, Scale, SharedDropout
 
 ints = st.integers
@@ -182,6 +183,7 @@ CASES = {
     nn.UpsamplingNearest2d: one(lambda: nn.UpsamplingNearest2d(scale_factor=3), 2, 3, 4),
     nn.UpsamplingBilinear2d: one(lambda: nn.UpsamplingBilinear2d(size=(5, 7)), 2, 3, 4),
     nn.Flatten: st.builds(lambda end: (nn.Flatten(1, end), [2, 3, 4]), st.sampled_from([-1, 2])),
+    FlattenedTo: st.builds(lambda n: (FlattenedTo(6 * n), [2, 3, n]), ints(1, 4)),
     nn.Unflatten: one(lambda: nn.Unflatten(1, (2, 3)), 6, 4),
     nn.Identity: one(nn.Identity, 4),
     nn.ReLU: elementwise(nn.ReLU),
