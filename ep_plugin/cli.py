@@ -144,11 +144,11 @@ def check(
     """Check your own model: does it convert, settle, fire, use all of its input, and learn by the right gradient?
 
     It uses the first training inputs of your data, or random inputs in [0, 1] of random classes. (Neurons may fire
-    differently for your own inputs.) It compares the outputs with those of your model, in which the neurons send their
-    rates; and EP's gradient with that of BPTT through graded states that have
-    settled in full. It names the parameters that are not trained, and the modules that draw random numbers in
-    evaluation mode, as in your model. The exit code is 1 if there is something to repair. A net that is converted
-    already (ep_plugin.convert) keeps its settings; any other net is converted with the default settings.
+    differently for your own inputs.) It compares the outputs with those of your model when its neurons send their
+    rates, or says why it cannot; and EP's gradient with that of BPTT through graded states that have settled in full.
+    It names the parameters that are not trained, and the modules that draw random numbers in evaluation mode, as in
+    your model. The exit code is 1 if there is something to repair. A net that is converted already
+    (ep_plugin.convert) keeps its settings; any other net is converted with the default settings.
 
     Of 86 small nets that learn, all passed. Of 51 that do not learn, 48 were found: 22 before their training, the
     others after it. (The learning rate is not part of a net, so damage by a large one shows only in the weights.)
@@ -189,6 +189,8 @@ def check(
         raise typer.Exit(2) from None
     for table in _diagnosis_tables(found, model.steps[0]):
         console.print(table)
+    if found.compared is not None and (why := found.compared.left_out) is not None:
+        console.print(f"Its outputs were not compared with those of your model: {why}.", markup=False, highlight=False)
     for advice in found.advice:
         console.print(f"- {advice}.", style="bold", markup=False, highlight=False)
     if found.advice:

@@ -13,7 +13,7 @@ from ep_plugin.analysis.influence import without_influence
 from ep_plugin.analysis.liveness import LIVE, OUTPUTS, live_and_mean
 from ep_plugin.analysis.randomness import random_modules
 from ep_plugin.analysis.untrained import left_out, without_gradient
-from ep_plugin.conversion.faithfulness import misread
+from ep_plugin.conversion.faithfulness import Comparison, compare
 from ep_plugin.estimators.backprop_through_time import BackpropThroughTime
 from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.network import ConvergentNetwork
@@ -79,6 +79,7 @@ class Diagnosis:
         without_spikes: the same of the network with graded neurons in place of its own.
         activity: of each layer.
         advice: what to mend, in sentences without their full stop; none if all is well.
+        compared: the network's output with its original's; None without an original.
     """
 
     settling: list[Settling]
@@ -86,6 +87,7 @@ class Diagnosis:
     without_spikes: list[Agreement]
     activity: list[Activity]
     advice: list[str]
+    compared: Comparison | None = None
 
 
 def settled(model: ConvergentNetwork, estimator: GradientEstimator, tolerance: float = 1e-6) -> ConvergentNetwork:
@@ -134,7 +136,8 @@ def diagnose(
         TypeError: as `ConvergentNetwork.forward`.
     """
     on_part("Looking for what is silent")
-    silent = list(_about_what_is_silent(model, x, y, loss, original))
+    compared = None if original is None else compare(model, original, x)
+    silent = list(_about_what_is_silent(model, x, y, loss, original, compared))
     if model.time_varying:
         x = x.mean(model.time_axis)
         model = model.variant(time_varying=False)
@@ -148,6 +151,7 @@ def diagnose(
         without_spikes=gradient_agreement(graded, x, y, loss, reference),
         activity=activity(model, x),
         advice=[],
+        compared=compared,
     )
     advice = [
         *silent,
@@ -188,6 +192,7 @@ def _about_what_is_silent(
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     original: nn.Module | None,
+    compared: Comparison | None,
 ) -> Iterator[str]:
     if parts := without_influence(model, x, original):
         yield (
@@ -206,10 +211,11 @@ def _about_what_is_silent(
             "look whether the output depends on them, whether it does so with a slope (no rounding, no detach), and "
             "whether all neurons on the way are silent or saturated"
         )
-    if original is not None and (where := misread(model, original, x)):
+    if compared is not None and compared.difference is not None:
         yield (
-            f"The network gives something else than the original with its neurons at their rates, {where}: the "
-            "conversion has misread it. Write what is unusual there in plain steps, or as a module of its own"
+            "The network gives something else than the original with its neurons at their rates, "
+            f"{compared.difference}: the conversion has misread it. Write what is unusual there in plain steps, or as "
+            "a module of its own"
         )
     if names := random_modules(model, x, original):
         yield (

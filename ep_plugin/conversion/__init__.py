@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ep_plugin.conversion import adapters, outputs, sequence, trace, tracing
+from ep_plugin.conversion import adapters, outputs, sequence, tracer, tracing
 from ep_plugin.conversion.adapters import LearnableLeak, Neuron
 from ep_plugin.conversion.blocks import blocks, reachable_neurons
-from ep_plugin.conversion.faithfulness import misread
+from ep_plugin.conversion.faithfulness import compare
 from ep_plugin.conversion.keeping import require_nothing_kept
 from ep_plugin.conversion.origin import Origin
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
@@ -126,7 +126,7 @@ def convert(
     _check_example(example_input)
     if isinstance(net, ConvergentNetwork):
         raise ValueError("the model is a ConvergentNetwork already; for other settings use model.variant(...)")
-    while (wrapped := trace.inside_wrapper(net)) is not None:
+    while (wrapped := tracer.inside_wrapper(net)) is not None:
         net = wrapped
     if scripted := next((name for name, m in net.named_modules() if isinstance(m, torch.jit.ScriptModule)), None):
         raise ValueError(f"module {scripted!r} {_SCRIPTED}")
@@ -221,7 +221,8 @@ def _describing(name: str, module: nn.Module, learnable_leak: LearnableLeak) -> 
 def _misread(model: ConvergentNetwork, net: nn.Module, example: Tensor, over_time: bool) -> str | None:
     if over_time:
         example = example.select(model.time_axis, 0)
-    return misread(model, net, torch.cat([example, example[:1]]))  # another batch size, which has to make no difference
+    another_batch = torch.cat([example, example[:1]])  # whose size has to make no difference
+    return compare(model, net, another_batch).difference
 
 
 _SCRIPTED = "is a ScriptModule, whose Python code is gone; convert the module that it was made of"

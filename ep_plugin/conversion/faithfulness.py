@@ -6,6 +6,7 @@ it is written but for what its neurons send, has to give what the network gives.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ep_plugin.conversion.restore import unchanged
+from ep_plugin.conversion.returned import leaves
 from ep_plugin.conversion.tracing import LENGTHS
 from ep_plugin.dynamics.relaxation import Relaxation
 from ep_plugin.network import ConvergentNetwork
@@ -22,21 +24,30 @@ _TOLERANCE = 1e-3  # of the largest value of the output
 _FEW = 5  # steps of an input whose number of steps the model leaves open
 
 
-def misread(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> str | None:
-    """Where the network and its original part, in a few words. Both are looked at in evaluation mode.
+@dataclass(frozen=True)
+class Comparison:
+    """What came of it.
+
+    Attributes:
+        difference: where the network and its original part, in a few words; None if they do not.
+        left_out: why nothing could be compared; None if it was.
+    """
+
+    difference: str | None = None
+    left_out: str | None = None
+
+
+def compare(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> Comparison:
+    """Runs both for an input. Both are looked at in evaluation mode, and stay as they are.
 
     Args:
-        model: as `convert` made it of the original. Both stay as they are.
+        model: as `convert` made it of the original.
         original: what it was made of.
         x: an input, of one step.
-
-    Returns:
-        None if both give the same, or if that cannot be said: neurons that act on themselves, take all steps at once
-        or are read by their membranes have no rates that a drive alone tells, and what is drawn differs.
     """
     origin: Any = model.origin
-    if origin is None or model.time_varying or not origin.has_rates or any(map(is_lazy, model.parameters())):
-        return None
+    if (why := _incomparable(model)) is not None:
+        return Comparison(left_out=why)
     open_steps = origin.steps in LENGTHS
     steps = _FEW if open_steps else origin.steps
     try:
@@ -45,27 +56,51 @@ def misread(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> str | N
             drawn = torch.get_rng_state()
             with _at_their_rates(origin.layers) as sent:
                 returned = original(x if steps is None else torch.stack([x] * steps, model.time_axis))
-            expected = _output(returned, origin.path)
             if not torch.equal(torch.get_rng_state(), drawn):
-                return None
-    except Exception:  # of the user's own code, which may take states for what they are
-        return None
+                return Comparison(left_out=_DRAWS)
+    except Exception as error:  # of the user's own code, which may take states for what they are
+        told = " ".join(str(error).split())
+        return Comparison(left_out=f"with its neurons at their rates it raises {type(error).__name__}: {told}")
+    expected = next((leaf for path, leaf in leaves(returned) if path == origin.path), None)
     try:
         with _as_before(model), torch.no_grad(), torch.random.fork_rng():
             model.eval()
             drawn = torch.get_rng_state()
             states, found = _settled(model, x)
             if not torch.equal(torch.get_rng_state(), drawn):
-                return None
+                return Comparison(left_out=_DRAWS)
     except (ValueError, RuntimeError) as error:
-        return f"for an input of shape {list(x.shape)}, which the original takes and the network does not: {error}"
-    if not isinstance(found, Tensor) or (gap := _gap(found, expected, open_steps)) is None or gap <= _TOLERANCE:
-        return None
+        why = f"which the original takes and the network does not: {error}"
+        return Comparison(f"for an input of shape {list(x.shape)}, {why}")
+    if not isinstance(found, Tensor) or (gap := _gap(found, expected, open_steps)) is None:
+        shapes = " and ".join(_shape(value) for value in (expected, found))
+        return Comparison(left_out=f"its output and the network's are {shapes}")
+    if gap <= _TOLERANCE:
+        return Comparison()
     for (name, _, _), state in zip(origin.layers, states, strict=True):
         rates = sent.get(name)
         if rates is not None and rates.shape == state.shape and (own := _gap(state, rates) or 0) > _TOLERANCE:
-            return f"from {name} on, whose states are off by {own:.1g} of the largest"
-    return f"behind the neurons, in outputs that are off by {gap:.1g} of the largest"
+            return Comparison(f"from {name} on, whose states are off by {own:.1g} of the largest")
+    return Comparison(f"behind the neurons, in outputs that are off by {gap:.1g} of the largest")
+
+
+_DRAWS = "it draws random numbers in evaluation mode"
+
+
+def _incomparable(model: ConvergentNetwork) -> str | None:
+    """Why a drive alone does not tell what its neurons settle at."""
+    origin: Any = model.origin
+    if origin is None:
+        return "this network is a copy, or was not made by ep_plugin.convert"
+    if model.time_varying:
+        return "its input changes over time"
+    if any(map(is_lazy, model.parameters())):
+        return "it has lazy modules, which have no weights yet"
+    return origin.without_rates
+
+
+def _shape(value: Any) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 @contextmanager
@@ -108,12 +143,6 @@ def _at_their_rates(layers: list[tuple[str, nn.Module, Any]]) -> Iterator[dict[s
     for name, neuron, layer in layers:  # `unchanged` takes it off again
         neuron.__dict__["forward"] = sending(name, neuron, layer, neuron.forward)
     yield sent
-
-
-def _output(returned: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        returned = getattr(returned, key) if isinstance(key, str) and hasattr(returned, key) else returned[key]
-    return returned
 
 
 def _gap(found: Tensor, expected: Any, may_be_a_sum: bool = False) -> float | None:

@@ -33,7 +33,8 @@ class Origin:
         shared: the modules that the network shares with the original.
         layers: the name of each layer's neuron in the original, the neuron and the layer.
         path, steps: of the output, and of the input, as in the plan.
-        has_rates: whether the drive of each neuron alone tells what it settles at, and nothing but that is read.
+        without_rates: why the drive of a neuron alone does not tell what it settles at and what is read of it, in a
+            few words; None if it does.
     """
 
     def __init__(
@@ -58,12 +59,19 @@ class Origin:
             (name, neuron, layer) for (name, (neuron, _)), layer in zip(neurons.items(), layers, strict=True)
         ]
         self.path, self.steps = plan.path, plan.steps
+        self.without_rates = self._without_rates({m for m in net.modules() if find_adapter(m) is not None})
+
+    def _without_rates(self, known: set[nn.Module]) -> str | None:
         described = [taken.described for taken in self._neurons]
-        known = {m for m in net.modules() if find_adapter(m) is not None}
-        self.has_rates = known == {neuron for _, neuron, _ in self.layers} and not any(
-            n.lateral is not None or n.input_weights is not None for n in described
-        )
-        self.has_rates &= not any(map(runs_over_time, known))
+        if any(map(runs_over_time, known)):
+            return "it has neurons that take all steps in one call"
+        if any(n.lateral is not None for n in described):
+            return "it has recurrent neurons"
+        if any(n.input_weights is not None for n in described):
+            return "it has neurons with weights of their own"
+        if known != {neuron for _, neuron, _ in self.layers}:
+            return "it has neurons that are no layers of the network, such as one that reads out by its membrane"
+        return None
 
     def check(self, network: nn.Module) -> None:
         """Looks whether anything has changed.

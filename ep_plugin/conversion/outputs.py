@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ep_plugin.conversion.plan import Applied, Joined, Plan, Signal, Spikes, signals_in
-from ep_plugin.conversion.trace import Path
+from ep_plugin.conversion.returned import Path
 
 
 def neurons_behind(plan: Plan, signal: Signal) -> set[str]:

@@ -16,11 +16,13 @@ from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum, ma
 from ep_plugin.conversion.linear_functions import Held, constant, is_constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
+from ep_plugin.conversion.returned import Path
 from ep_plugin.conversion.selection import Selection, unread
 from ep_plugin.conversion.shapes import axes_of
 from ep_plugin.conversion.sizes import EXAMPLE
 from ep_plugin.conversion.state import Made, flat
-from ep_plugin.conversion.trace import Path, Trace, state_of, trace
+from ep_plugin.conversion.trace import Trace, trace
+from ep_plugin.conversion.tracer import state_of
 from ep_plugin.conversion.values import SIGNALS, UNKNOWN, ZEROS, Record, Unknown, Value, any_step, whole_record
 from ep_plugin.conversion.watch import DRAWN, DRAWS, asks_in_place, function_name, is_in_place, out_of_place
 from ep_plugin.conversion.writing import Writing

@@ -16,8 +16,9 @@ from ep_plugin.conversion.adapters import place_of, runs_over_time
 from ep_plugin.conversion.outputs import chosen_output, left_out
 from ep_plugin.conversion.plan import Combination, Input, Plan, Signal, combine
 from ep_plugin.conversion.reader import Made, Reader
+from ep_plugin.conversion.returned import Path
 from ep_plugin.conversion.sizes import EXAMPLE, NotKnown
-from ep_plugin.conversion.trace import Path, trace
+from ep_plugin.conversion.trace import trace
 from ep_plugin.conversion.values import Record, Value, any_step
 
 LENGTHS = (37, 41)
