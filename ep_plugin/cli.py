@@ -34,8 +34,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from ep_plugin import __version__
+
+        typer.echo(f"ep-plugin {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def commands(context: typer.Context) -> None:
+def commands(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Equilibrium propagation for spiking networks of snnTorch and Norse."""
     context.with_resource(without_foreign_notes())
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from ep_plugin.conversion import adapters
 from ep_plugin.conversion.plan import Applied, Input, Plan, Signal, Spikes
+from ep_plugin.conversion.tracer import STATES
 from ep_plugin.linear.base import is_hooked
 
 
@@ -20,7 +21,11 @@ def is_sequence(net: nn.Module) -> bool:
 
 
 def read(net: nn.Module) -> Plan:
-    """The modules one after the other, each neuron's spikes going to the module behind it."""
+    """The modules one after the other, each neuron's spikes going to the module behind it.
+
+    Raises:
+        ValueError: one neuron that keeps its own membrane stands in two places, so that they share it.
+    """
     plan = Plan({}, {}, Input())
     signal: Signal = plan.output
     for name, module in _leaves(net):
@@ -30,6 +35,11 @@ def read(net: nn.Module) -> Plan:
         elif (parts := found.integrator(module)) is not None:
             for part in parts:
                 signal = Applied(name, part, signal)
+        elif module in plan.neurons.values() and any(state in module._buffers for state in STATES):
+            raise ValueError(
+                f"{adapters.place_of(name, module)} is a neuron that stands in the sequence before, so that both "
+                "places share one membrane, which no converted model does; expected a neuron for each place"
+            )
         else:
             plan.neurons[name], plan.received[name] = module, signal
             signal = Spikes(name)

@@ -332,3 +332,13 @@ def test_a_parametrized_threshold():
     assert model.layers[0].threshold.item() == pytest.approx(0.5)
     model(X).pow(2).sum().backward()
     assert model.layers[0].parametrizations.threshold.original.grad.norm() > 0
+
+
+def test_one_neuron_at_two_places_of_a_sequence():
+    """Its membrane is shared where it keeps it itself, and not where the sequence does."""
+    lif = snn.Leaky(beta=0.9, init_hidden=True)
+    with pytest.raises(ValueError, match=r"'3' .*share one membrane.*expected a neuron for each place"):
+        ep.convert(nn.Sequential(nn.Linear(8, 6), lif, nn.Linear(6, 6), lif, nn.Linear(6, 3)))
+    works(nn.Sequential(nn.Linear(8, 6), lif, nn.Linear(6, 6), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(6, 3)))
+    cell = norse.LIFBoxCell()
+    works(norse.SequentialState(nn.Linear(8, 6), cell, nn.Linear(6, 6), cell, nn.Linear(6, 3)))
