@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from ep_plugin.tensors import buffers_as_before
 from ep_plugin.validation import count
 
 Place = tuple[str, ...]
@@ -93,7 +94,8 @@ def profile(
 ) -> Profile:
     """Times `repeats` training steps (the loss and its gradients, no optimizer).
 
-    The parameters' present gradients are lost. Autocast around the call also applies to the steps.
+    The parameters' present gradients are lost; running statistics are given back. Autocast around the call also
+    applies to the steps.
 
     Args:
         model: a `ConvergentNetwork`, with any gradient estimator.
@@ -126,13 +128,14 @@ def profile(
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
 
-    step()
-    plain = [_timed(step) for _ in range(repeats)]
     if recorder() is not None:
         raise RuntimeError("a profile is being taken already; expected one at a time in a thread")
     taken = _Recorder(x.device)
-    with carried_on(by=taken):
-        total = sum(_timed(step) for _ in range(repeats))
+    with buffers_as_before(model):
+        step()
+        plain = [_timed(step) for _ in range(repeats)]
+        with carried_on(by=taken):
+            total = sum(_timed(step) for _ in range(repeats))
     return Profile(tuple(taken.parts(repeats, total)), median(plain), total / repeats)
 
 

@@ -5,8 +5,10 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
+from torch import nn
 from typer.testing import CliRunner
 
 import ep_plugin as ep
@@ -73,6 +75,16 @@ def test_a_profile_changes_no_gradient_and_survives_an_error():
     with pytest.raises(ValueError, match="repeats is 0"):
         ep.profile(model, x, y, repeats=0)
     assert profiling.recorder() is None
+
+
+def test_a_profile_leaves_running_statistics_as_they_are():
+    net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(6, 3))
+    net.insert(0, nn.BatchNorm1d(8))
+    model = ep.convert(net)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    ep.profile(model, torch.rand(5, 8), torch.arange(5) % 3, repeats=1)
+    assert model.training
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
 
 def test_another_thread_s_training_is_no_part_of_a_profile():

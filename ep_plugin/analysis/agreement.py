@@ -11,6 +11,7 @@ from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.tensors import buffers_as_before
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,9 @@ def gradient_agreement(
 @contextmanager
 def _unmoved(model: ConvergentNetwork, x: Tensor) -> Iterator[None]:
     """Random numbers and buffers are given back, so that both networks drop the same neurons."""
-    before = {name: b.clone() for name, b in model.named_buffers()}
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for name, b in model.named_buffers():
-                if name in before and not torch.equal(b, before[name]):
-                    b.copy_(before[name])
+    devices = [x.device] if x.device.type == "cuda" else []
+    with buffers_as_before(model), torch.random.fork_rng(devices):
+        yield
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:

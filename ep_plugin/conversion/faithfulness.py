@@ -18,7 +18,7 @@ from ep_plugin.conversion.returned import leaves
 from ep_plugin.conversion.tracing import LENGTHS
 from ep_plugin.dynamics.relaxation import Relaxation
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import writings
+from ep_plugin.tensors import buffers_as_before
 
 _TOLERANCE = 1e-3  # of the largest value of the output
 _FEW = 5  # steps of an input whose number of steps the model leaves open
@@ -51,7 +51,7 @@ def compare(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> Compari
     open_steps = origin.steps in LENGTHS
     steps = _FEW if open_steps else origin.steps
     try:
-        with _as_before(original), torch.no_grad(), torch.random.fork_rng():
+        with unchanged(original), buffers_as_before(original), torch.no_grad(), torch.random.fork_rng():
             original.eval()
             drawn = torch.get_rng_state()
             with _at_their_rates(origin.layers) as sent:
@@ -63,7 +63,7 @@ def compare(model: ConvergentNetwork, original: nn.Module, x: Tensor) -> Compari
         return Comparison(left_out=f"with its neurons at their rates it raises {type(error).__name__}: {told}")
     expected = next((leaf for path, leaf in leaves(returned) if path == origin.path), None)
     try:
-        with _as_before(model), torch.no_grad(), torch.random.fork_rng():
+        with unchanged(model), buffers_as_before(model), torch.no_grad(), torch.random.fork_rng():
             model.eval()
             drawn = torch.get_rng_state()
             states, found = _settled(model, x)
@@ -101,20 +101,6 @@ def _incomparable(model: ConvergentNetwork) -> str | None:
 
 def _shape(value: Any) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-@contextmanager
-def _as_before(module: nn.Module) -> Iterator[None]:
-    """Whatever a call changes in a module, in place too, is undone in the end."""
-    held = [(t, t.detach().clone(), writings(t)) for t in module.buffers() if not is_lazy(t)]
-    with unchanged(module):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, before, times in held:
-                    if writings(tensor) != times:
-                        tensor.copy_(before)
 
 
 def _settled(model: ConvergentNetwork, x: Tensor) -> tuple[list[Tensor], Any]:
