@@ -34,7 +34,7 @@ from ep_plugin.network_checks import (
 )
 from ep_plugin.out_of_memory import is_out_of_memory
 from ep_plugin.profiling import section
-from ep_plugin.settings import Settings, setting
+from ep_plugin.settings import Settings, refuse_fixed, setting
 from ep_plugin.spelling import refuse_misspelled
 from ep_plugin.tensors import in_the_type_of, outside_autocast
 from ep_plugin.validation import require_finite
@@ -159,7 +159,7 @@ class ConvergentNetwork(nn.Module):
         Example:
             >>> graded = model.variant(encoder="graded")
         """
-        settings = replace(self.settings, **changes)
+        settings = self.settings.changed(changes)
         readout = None if isinstance(self.readout, _Equilibria) else self.readout
         options = {**vars(settings), "driven": self.driven, "read": self.read}
         other = ConvergentNetwork(self.stem, self._layers(), self._edges(), readout, **options)
@@ -377,6 +377,8 @@ class ConvergentNetwork(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         settings = vars(self).get("settings")
         refuse_misspelled(self, "a network has no setting", name, Settings.__dataclass_fields__)
+        if not hasattr(self, name):
+            refuse_fixed(name)
         if name == "levels":
             raise AttributeError("levels follow from the layers; set model.layers[i].level")
         if settings is not None and not hasattr(self, name) and (whole := settings.owner_of(name)):

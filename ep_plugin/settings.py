@@ -1,6 +1,6 @@
 """How a convergent network infers and learns: everything but its modules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,6 +70,17 @@ class Settings:
         parts = ("estimator", "relaxation", "encoder")
         return next((p for p in parts if name in getattr(type(getattr(self, p)), "__dataclass_fields__", ())), None)
 
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """The same with some others.
+
+        Raises:
+            TypeError: one of them is no setting of a network.
+        """
+        for name in changes:
+            if name not in (known := self.__dataclass_fields__):
+                raise TypeError(f"a network has no setting {name!r}; {_FIXED.get(name, _one_of(known))}")
+        return replace(self, **changes)
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for checkpoints and records: all that inference depends on, whatever the input's layout."""
         feedback = list(self.feedback) if isinstance(self.feedback, tuple) else self.feedback
@@ -81,6 +92,25 @@ class Settings:
             "estimator": repr(self.estimator),
             "time_varying": self.time_varying,
         }
+
+
+def _one_of(known: Iterable[str]) -> str:
+    return f"expected one of {', '.join(known)}"
+
+
+def refuse_fixed(name: str) -> None:
+    """Refuses what was settled when the network was made.
+
+    Raises:
+        AttributeError: with the way to another one.
+    """
+    if name in _FIXED:
+        raise AttributeError(f"a network has no setting {name!r}; {_FIXED[name]}")
+
+
+_AGAIN = "it counts when a net is converted: ep.convert(net, {}=...)"
+_FIXED = {name: _AGAIN.format(name) for name in ("feedback_weights", "learnable_leak", "max_pooling")}
+_FIXED["activation"] = "each layer has its own: model.layers[i].activation = ..."
 
 
 def setting(name: str) -> Any:
