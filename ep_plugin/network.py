@@ -69,7 +69,7 @@ class ConvergentNetwork(nn.Module):
         time_varying: the input changes over time, `[T, B, ...]`, as from snnTorch's `spikegen` or in event data. The
             free phase shows the frames one after the other, each for the same number of steps. The theory is for
             a constant input. Here neurons follow the frames as far as they can, and the gradient is that around
-            the mean states of the last half of the frames, under the mean drive of these frames. This works for
+            the mean states of the last half of the steps, under the mean drive of these steps. This works for
             rate codes, whose message is the mean. It does not work for codes of single spike times, unless pixels
             stay on after their spike: `spikegen.latency(..., clip=True).cumsum(0)`.
         time_axis: where the frames are in a time-varying input: 1 for `[B, T, ...]`, -1 for `[B, ..., T]`.

@@ -100,7 +100,7 @@ class ComparisonSettings:
     def make_net(self) -> nn.Module:
         """The net of both contenders, its weights drawn from PyTorch's generator.
 
-        To the converted net the neurons' leak makes no difference; it is the one at which BPTT does best.
+        To the converted net the neurons' leak makes no difference.
         """
         from ep_plugin.initialization import initialize_
         from ep_plugin.loading import load_net
