@@ -1,6 +1,7 @@
 """What a network refuses before any work: graphs, inputs and records that do not fit."""
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -113,9 +114,15 @@ def check_settings(settings: Settings, layers: Sequence[Layer], connections: Seq
     """Refuses settings that mean nothing for these layers, and warns of those that lose something.
 
     Raises:
-        ValueError: states may be negative, and the encoder's spikes have one sign.
+        ValueError: states may be negative, or have no bound, and the encoder's spikes are binary.
     """
     for l, layer in enumerate(layers):
+        if not settings.encoder.signed and math.isinf(layer.activation.maximum):
+            raise ValueError(
+                f"the states of layer {l} have no bound, and a binary spike stands for the largest state "
+                f'({settings.encoder!r}); use encoder="adaptive_delta" or "graded", or an activation with a bound, '
+                'such as "relu6"'
+            )
         if not settings.encoder.signed and layer.activation.least < 0:
             raise ValueError(
                 f"the states of layer {l} may be negative (down to {layer.activation.least:g}), which binary "
@@ -321,7 +328,7 @@ def require_finite_states(free: FreePhase) -> None:
 
 
 def require_positive_thresholds(layers: Sequence[Layer]) -> None:
-    """Refuses thresholds at which a neuron has no equilibrium.
+    """Refuses thresholds and gains at which a neuron has no equilibrium.
 
     Those that are trained are looked at in every call, all at once. Of others a device is asked only after something
     was written into them.
@@ -336,13 +343,12 @@ def require_positive_thresholds(layers: Sequence[Layer]) -> None:
             "a learnable threshold has fallen to 0 or below, where a neuron has no equilibrium; lower its "
             "learning rate or clamp it after each step"
         )
-    for l, (layer, threshold) in enumerate(zip(layers, thresholds, strict=True)):
-        if threshold.requires_grad or threshold.is_meta or layer.has_positive_threshold():
-            continue
-        raise ValueError(
-            f"the threshold of layer {l} is {threshold.min().item():g}, where a neuron has no equilibrium; "
-            "expected numbers above 0"
-        )
+    for l, layer in enumerate(layers):
+        if (found := layer.not_positive()) is not None:
+            name, value = found
+            raise ValueError(
+                f"the {name} of layer {l} is {value:g}, where a neuron has no equilibrium; expected numbers above 0"
+            )
 
 
 def require_room(system: System, steps: int, shape: Sequence[int]) -> None:

@@ -238,6 +238,9 @@ def test_frames_one_a_step(deploy):
     torch.testing.assert_close(plain(x.expand(5, *x.shape)), deploy(model, 5)(x))
     other = plain(torch.rand(5, *x.shape))
     assert not torch.allclose(other, plain(x.expand(5, *x.shape)))
+    for frames in (4, 6):
+        with pytest.raises(RuntimeError, match="split"):
+            plain(torch.rand(frames, *x.shape))
 
 
 def test_a_float64_network_becomes_a_float32_net():

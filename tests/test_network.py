@@ -416,3 +416,15 @@ def test_a_learned_threshold_must_stay_positive():
         model.layers[1].threshold.fill_(-0.1)
     with pytest.raises(ValueError, match="learnable threshold has fallen to 0 or below"):
         model(x)
+
+
+@pytest.mark.parametrize("encoder", ["graded", "adaptive_delta"])
+def test_a_readout_that_writes_into_its_argument_changes_no_equilibrium(encoder):
+    readout = nn.Sequential(nn.Hardtanh(-0.1, 0.3, inplace=True), nn.Linear(8, 3))
+    for estimator in (ep.BackpropThroughTime(), ep.EquilibriumPropagation(), ep.ImplicitDifferentiation()):
+        model = ep.ConvergentNetwork(nn.Linear(6, 8), [ep.Layer()], [], readout, encoder=encoder, estimator=estimator)
+        x = torch.rand(4, 6)
+        _, found = model(x, return_equilibrium=True)
+        expected = model.free_phase(x)
+        assert torch.equal(found.states[0], expected.states[0])
+        assert torch.equal(found.residual, expected.residual)

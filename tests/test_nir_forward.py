@@ -161,6 +161,14 @@ def test_snntorch_runs_it(tmp_path):
             (1, 5, 5),
             "NIR has no node for AvgPool2d",
         ),
+        *(
+            (
+                nn.Sequential(nn.Conv2d(1, 2, 3), kind, nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(18, 4), leaky()),
+                (1, 5, 5),
+                f"NIR has no node for {type(kind).__name__}",
+            )
+            for kind in (nn.ReLU(), nn.LeakyReLU(), nn.Hardtanh(-50, 50))
+        ),
     ],
 )
 def test_refusals(net, shape, said):

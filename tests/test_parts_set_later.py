@@ -46,6 +46,10 @@ def test_a_device_is_asked_for_a_threshold_only_after_a_change(monkeypatch):
 
     class OnDevice:
         device = torch.device("cuda")
+        requires_grad = is_meta = False
+
+        def min(self):
+            return threshold.min()
 
         def __gt__(self, other):
             asked.append(1)
@@ -59,12 +63,12 @@ def test_a_device_is_asked_for_a_threshold_only_after_a_change(monkeypatch):
             return threshold._version
 
     layer._buffers["threshold"] = OnDevice()
-    assert layer.has_positive_threshold()
-    assert layer.has_positive_threshold()
+    assert layer.not_positive() is None
+    assert layer.not_positive() is None
     assert len(asked) == 1
     threshold[1] = -1.0
-    assert not layer.has_positive_threshold()
-    assert not layer.has_positive_threshold()
+    assert layer.not_positive() == ("threshold", -1.0)
+    assert layer.not_positive() == ("threshold", -1.0)
 
 
 def append_layer(model):
@@ -218,3 +222,14 @@ def test_a_threshold_in_float64_leaves_a_network_in_float32():
     threshold = torch.full((5,), 0.7, dtype=torch.float64)
     model = ep.convert(nn.Sequential(nn.Linear(4, 5), snn.Leaky(0.9, threshold=threshold, init_hidden=True)))
     assert model(torch.rand(2, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("inf"), float("nan")])
+def test_a_gain_that_is_not_above_zero_and_finite_is_refused(value):
+    model = ep.ConvergentNetwork(nn.Linear(6, 8), [ep.Layer()], [], nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"gain is .*; expected finite numbers above 0"):
+        model.layers[0].gain = torch.tensor(value)
+    model.layers[0].gain = 2.0
+    model.layers[0].gain.fill_(value)
+    with pytest.raises((ValueError, FloatingPointError), match=r"the (gain|threshold) of layer 0"):
+        model(torch.rand(2, 6))

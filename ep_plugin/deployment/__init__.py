@@ -65,7 +65,7 @@ def to_snntorch(
     Args:
         model: the network.
         num_steps: how many steps the loop takes, 1 or more. If `model.time_varying`, the number of frames; each step
-            sees one of them.
+            sees one of them, and the net refuses any other number.
         spikes: the net also returns the spikes.
         feedback: the net has the network's feedback too, one step late. It needs more modules and more steps.
         input_shape: of one input, without the batch. The feedback's modules need it if the first module does not

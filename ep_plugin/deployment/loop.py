@@ -58,6 +58,8 @@ class Loop(nn.Module):
 
     def forward(self, x: Any) -> Any:
         drives = self._drives(x) if self.frames is None else []
+        # It raises where there are more or fewer frames.
+        frames = () if self.frames is None else torch.split(x, [1] * self.num_steps, self.frames)
         layers = range(len(self.layers))
         memory: list[Any] = [None for _ in layers]
         fired: list[list[Any]] = [[] for _ in layers]
@@ -65,7 +67,7 @@ class Loop(nn.Module):
         given: list[Any] = [None for _ in self.ends]
         for step in range(1, self.num_steps + 1):
             if self.frames is not None:
-                drives = self._drives(x.select(self.frames, step - 1))
+                drives = self._drives(frames[step - 1].squeeze(self.frames))
             for l in self.upward:
                 terms = [drive for at, drive in zip(self.driven, drives, strict=True) if at == l]
                 for c, (source, target) in enumerate(self.ends):

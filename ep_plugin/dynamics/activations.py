@@ -5,12 +5,14 @@ function whose gradient is the inverse of `value`; theta * potential(r) is the n
 (Omega in the equations of the network).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ep_plugin.tensors import into, is_one
 from ep_plugin.validation import chosen
@@ -35,7 +37,7 @@ class Activation:
             so do learnable thresholds under full nudged phases.
         minimum: the smallest state.
         maximum: the largest state. A binary spike stands for it, so encoders with binary spikes need states in
-            [0, maximum].
+            [0, maximum], and a finite one.
         projection: the interval (low, high), if `value` is the projection on an interval. The membrane then leaks
             before it is clipped: r <- value((1 - step) r + step * drive). Other activations move towards
             value(drive).
@@ -53,6 +55,15 @@ class Activation:
     maximum: float = 1.0
     projection: tuple[float, float] | None = None
     secant: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for function in (self.value, self.slope, self.potential, self.secant):
+            if isinstance(function, nn.Module) and _is_not_fixed(function):
+                raise ValueError(
+                    f"activation is {function}, which has numbers of its own, or draws them; a layer would neither "
+                    "train, save nor move them. Expected a function that always does the same, such as "
+                    "nn.LeakyReLU(0.1)"
+                )
 
     @property
     def least(self) -> float:
@@ -114,12 +125,18 @@ class Activation:
     def _secant(self, h: Tensor, x: Tensor) -> Tensor:
         small = x.abs() < _SMALL
         safe = torch.where(small, 1, x)
-        return torch.where(small, self._slope(h + x / 2), (self.value(h + safe) - self.value(h)) / safe)
+        # A value may write into its argument, as nn.ReLU(inplace=True) does, and h is asked for at every step.
+        return torch.where(small, self._slope(h + x / 2), (self.value(h + safe) - self.value(h.clone())) / safe)
 
     def _slope(self, h: Tensor) -> Tensor:
         if self.slope is not None:
             return self.slope(h)
         return torch.func.jvp(self.value, (h,), (torch.ones_like(h),))[1]
+
+
+def _is_not_fixed(module: nn.Module) -> bool:
+    draws = any(isinstance(m, (nn.RReLU, _DropoutNd)) for m in module.modules())
+    return draws or any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
 class _WithSlope(torch.autograd.Function):
@@ -188,11 +205,14 @@ def as_activation(activation: str | Activation | Elementwise) -> Activation:
     if isinstance(activation, Activation):
         return activation
     if callable(activation):
-        return Activation(activation, minimum=_least(activation))
+        minimum, maximum = _range(activation)
+        return Activation(activation, minimum=minimum, maximum=maximum)
     return chosen("activation", activation, ACTIVATIONS)
 
 
 @torch.no_grad()
-def _least(value: Elementwise) -> float:
-    """The least state that a callable gives on a wide range of drives."""
-    return min(0.0, value(torch.linspace(-50, 50, 2001)).min().item())
+def _range(value: Elementwise) -> tuple[float, float]:
+    """The least and the largest state that a callable gives on a wide range of drives; inf where it still grows."""
+    states = value(torch.linspace(-50, 50, 2001))
+    grows = states[-1] - states[-2] > _SMALL * 0.05
+    return min(0.0, states.min().item()), math.inf if grows else states.max().item()

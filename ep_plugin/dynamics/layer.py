@@ -54,7 +54,7 @@ class Layer(nn.Module):
         if not bool(((gain > 0) & gain.isfinite()).all()):
             raise ValueError(f"gain is {gain.tolist()}; expected finite numbers above 0")
         self.register_buffer("gain", None if bool((gain == 1).all()) else gain, persistent=False)
-        self._positive: tuple[Tensor | None, int] = (None, 0)  # as it was when it was last asked
+        self._positive: dict[str, tuple[Tensor, int]] = {}  # as they were when last asked
         self.activation: Activation = as_activation(activation)
         self.level = level
         if isinstance(threshold, nn.Parameter):
@@ -72,6 +72,8 @@ class Layer(nn.Module):
             value = None if value is None else count("level", value, least=-sys.maxsize)
         elif name in ("threshold", "gain") and isinstance(value, Tensor):
             _require_parameter(name, value)
+            if name == "gain" and not value.is_meta and not bool(_in_range(name, value).all()):
+                raise ValueError(f"gain is {value.tolist()}; expected finite numbers above 0")
         elif name in vars(self).get("_buffers", {}) and (value is not None or name == "threshold"):
             value = torch.as_tensor(positive(name, value)).to(self.threshold)
         elif name == "threshold" and name in vars(self).get("_parameters", {}):
@@ -85,17 +87,32 @@ class Layer(nn.Module):
         """The drive at which the state is 1, on the graph of a learnable threshold."""
         return self.threshold if self.gain is None else self.threshold / self.gain
 
-    def has_positive_threshold(self) -> bool:
-        """Whether the threshold is above 0. On a device that is asked only after something was written into it."""
-        threshold = self.threshold
-        if threshold.device.type == "cpu":
-            return threshold.item() > 0 if threshold.numel() == 1 else bool((threshold > 0).all())
-        seen, times = self._positive
-        if seen is not threshold or times != writings(threshold):
-            if not bool((threshold > 0).all()):
+    def not_positive(self) -> tuple[str, float] | None:
+        """A threshold or gain that is not above 0, or a gain that is not finite, and its value.
+
+        Learnable thresholds are not looked at. A device is asked only after something was written into the tensor.
+        """
+        if not self.threshold.requires_grad and not self._known("threshold", self.threshold):
+            return "threshold", self.threshold.min().item()
+        if self.gain is not None and not self._known("gain", self.gain):
+            return "gain", self.gain[~_in_range("gain", self.gain)].min().item()
+        return None
+
+    def _known(self, name: str, value: Tensor) -> bool:
+        if value.is_meta:
+            return True
+        if value.device.type == "cpu":
+            return bool(_in_range(name, value).all())
+        seen, times = self._positive.get(name, (None, 0))
+        if seen is not value or times != writings(value):
+            if not bool(_in_range(name, value).all()):
                 return False
-            self._positive = (threshold, writings(threshold))
+            self._positive[name] = (value, writings(value))
         return True
+
+
+def _in_range(name: str, value: Tensor) -> Tensor:
+    return value > 0 if name == "threshold" else (value > 0) & value.isfinite()
 
 
 def _numbers(what: str, value: Any) -> Tensor:

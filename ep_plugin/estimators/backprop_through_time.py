@@ -25,4 +25,4 @@ class BackpropThroughTime:
     ) -> tuple[tuple[Tensor, ...], FreePhase]:
         """See `GradientEstimator`."""
         free = relax(system, encoder, relaxation, observe, counted=counted)
-        return tuple(free.observed[l] for l in system.read), free
+        return tuple(free.observed[l].clone() for l in system.read), free  # a readout may write into them

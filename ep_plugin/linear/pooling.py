@@ -77,12 +77,13 @@ class MaxPool(LinearMap):
 
     def __init__(self, module: nn.Module) -> None:
         self.pool: Any = module
+        self.axes = int(type(module).__name__[-2])  # a vector may be pooled as well as an image: [B, n]
 
     def affine(self, tensors: Tensors, x: Tensor) -> Tensor:
         if not tensors:
             return self.pool(x)
         (winners,) = tensors
-        spatial = winners.dim() - 2
+        spatial = self.axes
         return x.flatten(-spatial).gather(-1, winners.flatten(-spatial)).view(winners.shape)
 
     def linear(self, tensors: Tensors, x: Tensor) -> Tensor:
@@ -97,16 +98,16 @@ class MaxPool(LinearMap):
                 *(y, back, as_tuple(p.kernel_size, 2), as_tuple(p.stride, 2), as_tuple(p.padding, 2)),
                 *(as_tuple(p.dilation, 2), p.ceil_mode, winners),
             )
-        spatial = winners.dim() - 2
+        spatial = self.axes
         flat = back.zero_().flatten(-spatial)
         return flat.scatter_add(-1, winners.flatten(-spatial), y.flatten(-spatial)).view(back.shape)
 
     def at(self, tensors: Tensors, x: Tensor) -> Tensors:
         name = type(self.pool).__name__
         if name.startswith("Adaptive"):
-            return (getattr(F, f"adaptive_max_pool{name[-2]}d")(x, self.pool.output_size, return_indices=True)[1],)
+            return (getattr(F, f"adaptive_max_pool{self.axes}d")(x, self.pool.output_size, return_indices=True)[1],)
         p = self.pool
-        pool = getattr(F, f"max_pool{name[-2]}d")
+        pool = getattr(F, f"max_pool{self.axes}d")
         return (pool(x, p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode, return_indices=True)[1],)
 
 

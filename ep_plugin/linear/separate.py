@@ -92,6 +92,8 @@ class Separate(LinearMap):
         return [weight, *bias, None if weight is None else weight.clone()]
 
     def absorb(self, following: LinearMap) -> LinearMap | None:
+        if any(t is not None and t.requires_grad for t in following.tensors()):
+            return None  # both ways would pass a gradient to what is one tensor
         up, down = self.up.absorb(following), self.down.absorb(following)
         return None if up is None or down is None else Separate(up, down)
 

@@ -126,7 +126,8 @@ def _pool(module: nn.AvgPool2d, shape: Shape) -> nir.NIRNode | None:
 def _per_channel(module: nn.Module, shape: Shape) -> tuple[Tensor, Tensor] | None:
     """Scale and offset of a module that does no more than to multiply and shift every channel, as normalizations do."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(4, *shape, dtype=torch.float64, generator=generator)
+    x = torch.randn(16, *shape, dtype=torch.float64, generator=generator)
+    x *= torch.logspace(-1, 2, 16, dtype=torch.float64).view(-1, 1, 1, 1)  # both signs, small and large
     module = copy.deepcopy(module).double()
     found = module(x)
     if found.shape != x.shape:

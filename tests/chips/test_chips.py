@@ -15,6 +15,7 @@ from torch import nn
 
 import ep_plugin as ep
 from ep_plugin import chips
+from ep_plugin.linear.modules import FixedNormalization
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.models import convolutional_2c2fc, vgg
 
@@ -325,3 +326,32 @@ def test_read_noise_knows_how_many_axes_a_sample_has():
     model = ep.convert(net, example_input=x)
     for std in (0.05, 0.0, 0.05):
         assert chips.add_read_noise(model, std)(x).shape == (6, 5, 3)
+
+
+def test_a_normalization_behind_separate_feedback_counts_once(float64):
+    """Where both ways have the same weights, its gradient is that of tied ones."""
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_var.uniform_(0.5, 1.5)
+    conv = nn.Conv2d(2, 3, 3)
+    separate = SeparateFeedback(conv)
+    with torch.no_grad():
+        separate.feedback.weight.copy_(conv.weight)
+    stem = nn.Sequential(nn.Linear(6, 32), nn.Unflatten(1, (2, 4, 4)))
+    readout = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+    def gradients(module):
+        model = ep.ConvergentNetwork(
+            stem,
+            [ep.Layer(), ep.Layer()],
+            [ep.Connection(nn.Sequential(module, FixedNormalization(norm)), 0, 1)],
+            readout,
+            encoder="graded",
+            relaxation=ep.Relaxation(100),
+            estimator=ep.EquilibriumPropagation(1e-5, 100),
+        )
+        x, y = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+        return torch.autograd.grad(F.cross_entropy(model(x), y), [norm.weight, norm.bias, conv.weight])
+
+    for found, expected in zip(gradients(separate), gradients(conv), strict=True):
+        torch.testing.assert_close(found, expected)

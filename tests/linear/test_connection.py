@@ -330,3 +330,33 @@ def test_winners_before_negative_weights_take_turns():
         model = ConvergentNetwork(stem, [Layer(), Layer()], [Connection(pooled, 0, 1)], encoder="graded")
         residual = model.variant(relaxation=Relaxation(200)).free_phase(torch.tensor([[[0.300, 0.301]]])).residual
         assert (residual.item() < 1e-5) == settles
+
+
+POOLS_WITHOUT_CHANNELS = {
+    "max": (nn.MaxPool1d(2), 1),
+    "padded max": (nn.MaxPool1d(3, 2, 1), 1),
+    "adaptive max": (nn.AdaptiveMaxPool1d(3), 1),
+    "average": (nn.AvgPool1d(2), 1),
+    "adaptive average": (nn.AdaptiveAvgPool1d(3), 1),
+    "max of an image": (nn.MaxPool2d(2), 2),
+    "padded max of an image": (nn.MaxPool2d(3, 2, 1), 2),
+    "adaptive max of an image": (nn.AdaptiveMaxPool2d(3), 2),
+    "average of an image": (nn.AvgPool2d(2), 2),
+    "adaptive average of an image": (nn.AdaptiveAvgPool2d(3), 2),
+    "max of a volume": (nn.MaxPool3d(2), 3),
+}
+
+
+@pytest.mark.parametrize(("pool", "axes"), POOLS_WITHOUT_CHANNELS.values(), ids=POOLS_WITHOUT_CHANNELS)
+def test_a_pool_without_channels_keeps_the_samples_apart(pool, axes, float64):
+    """PyTorch takes a batch of vectors for one sample with channels."""
+    x = torch.randn(3, *[6] * axes)
+    connection = Connection(pool, 0, 1)
+    bound = near(connection, x)
+    torch.testing.assert_close(bound.affine(x), pool(x))
+    assert_adjoint(bound, x)
+    for i in range(3):
+        one = near(connection, x[i : i + 1])
+        torch.testing.assert_close(one.affine(x[i : i + 1]), pool(x)[i : i + 1])
+        y = torch.randn_like(pool(x))
+        torch.testing.assert_close(one.adjoint(y[i : i + 1]), bound.adjoint(y)[i : i + 1])
