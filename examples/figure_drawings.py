@@ -135,7 +135,10 @@ SIBLINGS = {
 
 
 def training(table: pd.DataFrame) -> Figure:
-    """Of every recipe that has another method beside it: the newest run of each seed. Two epochs are no curve."""
+    """Of every recipe that has another method beside it: the newest run of each seed; two epochs are no curve.
+
+    The first seed alone has its minutes shown: others ran on other machines.
+    """
     names = set(table[table.epochs > 2].name)
     families = [name for name in sorted(names) if any(name + end in names for end in SIBLINGS if end)]
     figure = Figure(figsize=(9, 3.2 * len(families)), layout="constrained")
@@ -146,7 +149,8 @@ def training(table: pd.DataFrame) -> Figure:
                 run = runs[runs.started == runs.started.max()].sort_values("epoch")
                 own = {"color": colour, "label": label if not number else None, "marker": ".", "linewidth": 1}
                 row[0].plot(run.epoch, run.error, **own)
-                row[1].plot(run.seconds / 60, run.error, **own)
+                if not number:
+                    row[1].plot(run.seconds / 60, run.error, **own)
         row[0].set(ylabel="test error (%)", xlabel="epoch")
         row[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         row[1].set(xlabel="minutes, the other core busy")

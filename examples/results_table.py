@@ -54,7 +54,7 @@ def _print(rows: pd.DataFrame) -> None:
         print(
             f"| `{name}` | {', '.join(f'{e:.2f}' for e in errors)} | {mean} | {first.epochs} | {_sees(first)} | "
             f"{'yes' if first.augmented else 'no'} | {first.parameters / 1000:,.0f} k | "
-            f"{runs.seconds_per_epoch.mean():.0f} ({', '.join(sorted(set(runs.device)))}) | {spikes} | {cosine} | "
+            f"{runs.seconds_per_epoch.min():.0f} ({', '.join(sorted(set(runs.device)))}) | {spikes} | {cosine} | "
             f"{first.feedback if isinstance(first.observe, str) else '-'} |"
         )
     print()

@@ -34,7 +34,6 @@ class Trace:
     Attributes:
         graph: its nodes.
         root: where its constants are, by their names.
-        names: of the model's modules; the input first.
         outputs: what forward returns, with its place in that.
         drawn: names of constants that were drawn at random.
         sized: whether it depends on an unknown size.
