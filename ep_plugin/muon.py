@@ -49,7 +49,10 @@ class MuonAdamW(torch.optim.Optimizer):
             raise TypeError(f"a parameter is a {type(wrong).__name__}; expected tensors, such as model.parameters()")
         if not given:
             raise ValueError("there is no parameter; expected those of a model, such as model.parameters()")
-        weights = [p for p in given if sum(size > 1 for size in p.shape) > 1][:-1]
+        weights = [p for p in given if sum(size > 1 for size in p.shape) > 1]
+        # The readout's, which has one row where the output is one number.
+        last = next((p for p in reversed(given) if p.dim() == 2 or any(p is w for w in weights)), None)
+        weights = [p for p in weights if p is not last]
         chosen = {id(p) for p in weights}
         rest = [p for p in given if id(p) not in chosen]
         options: dict[str, Any] = {

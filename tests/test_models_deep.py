@@ -226,3 +226,10 @@ def test_the_initialization_fills_what_a_parametrized_weight_is_made_from():
     ):
         ep.initialize_(weighted)
     nn.utils.parametrizations.weight_norm(ep.initialize_(nn.Linear(4, 3)))
+
+
+def test_large_rows_in_half_precision_are_standardized_too():
+    torch.manual_seed(0)
+    rows = torch.nn.Parameter(300 * torch.randn(4, 16))
+    exact, half = StandardizedWeight(4, 1.0), StandardizedWeight(4, 1.0).half()
+    torch.testing.assert_close(half(rows.half()), exact(rows).half(), rtol=1e-2, atol=1e-3)

@@ -134,3 +134,10 @@ def test_thresholds_of_channels_are_no_matrices():
     matrices, rest = ep.MuonAdamW(weights).param_groups
     assert [p.shape for p in matrices["params"]] == [(8, 1, 3, 3), (4, 8, 1, 1)]
     assert [p.shape for p in rest["params"]] == [(8, 1, 1), (4, 4)]
+
+
+def test_the_last_weight_may_have_one_row():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 1))
+    muon, adamw = ep.MuonAdamW(net.parameters()).param_groups
+    assert [id(p) for p in muon["params"]] == [id(net[0].weight), id(net[1].weight)]
+    assert any(p is net[2].weight for p in adamw["params"])

@@ -13,6 +13,7 @@ from torch import nn
 
 import ep_plugin as ep
 from ep_plugin import plots
+from ep_plugin.analysis.agreement import _compare
 
 
 def test_operations_module_by_module():
@@ -251,3 +252,12 @@ def test_without_feedback_the_gradient_is_that_of_backpropagation(monkeypatch):
     assert least[0.02, "feedforward"] < least[0.01, "feedforward"] < least[1e-6, "feedforward"]
     for module in ("gradients", "figure_networks"):
         sys.modules.pop(module, None)
+
+
+def test_a_weight_without_a_gradient_is_as_wrong_as_can_be(trained, monkeypatch):
+    """Its cosine is 0 where the exact gradient is not zero; where both are there is none, and no label."""
+    zero, one = torch.zeros(3), torch.ones(3)
+    found = [_compare("a", zero, one), _compare("b", one, zero), _compare("c", zero, zero)]
+    monkeypatch.setattr("ep_plugin.plots.gradients.gradient_agreement", lambda *_: found)
+    axis = plots.angles(*trained)
+    assert [text.get_text() for text in axis.texts] == ["90.0", "90.0", ""]

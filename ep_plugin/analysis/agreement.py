@@ -1,7 +1,7 @@
 """How well two estimators' gradients agree, parameter by parameter."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import buffers_as_before
+from ep_plugin.tensors import buffers_as_before, outside_autocast
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def gradient_agreement(
     for network in (model, reference):
         parameters = dict(network.named_parameters())
         wanted = [parameters[n] for n in names]
-        with _unmoved(model, x):
+        exact = nullcontext() if network is model else outside_autocast(x)
+        with _unmoved(model, x), exact:
             found.append(torch.autograd.grad(loss(network(x), y), wanted, allow_unused=True))
     pairs = zip(names, *found, strict=True)
     return [_compare(n, a, b) for n, a, b in pairs if a is not None and b is not None]
@@ -92,9 +93,10 @@ def _unmoved(model: ConvergentNetwork, x: Tensor) -> Iterator[None]:
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:
+    one_is_zero = bool(a.any()) != bool(b.any())  # which has no direction
     return Agreement(
         name,
-        cosine=((a * b).sum() / (a.norm() * b.norm())).item(),
+        cosine=0.0 if one_is_zero else ((a * b).sum() / (a.norm() * b.norm())).item(),
         norm_ratio=(a.norm() / b.norm()).item(),
         relative_error=((a - b).norm() / b.norm()).item(),
     )

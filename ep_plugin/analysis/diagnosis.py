@@ -56,7 +56,7 @@ class Activity:
 
     Attributes:
         neurons: their number.
-        mean: mean size of the states, as a fraction of the maximum.
+        mean: mean size of the states, as a fraction of the maximum where they have one.
         saturated: fraction of the neurons at their maximum.
         live: fraction of the neurons that are between their bounds for some input: a gradient passes no others.
         spikes: spikes per neuron and inference; None for graded neurons.
@@ -179,9 +179,11 @@ def activity(model: ConvergentNetwork, x: Tensor) -> list[Activity]:
     equilibrium = model.free_phase(x)
     found = []
     for l, (state, activation) in enumerate(zip(equilibrium.states, model.system(x).activations, strict=True)):
-        share, neurons = state / activation.maximum, state[0].numel()
+        whole = activation.maximum if math.isfinite(activation.maximum) else 1.0
+        share, neurons = state / whole, state[0].numel()
         spikes = None if equilibrium.spikes is None else equilibrium.spikes[l].mean().item() / neurons
-        saturated, live = (share > 0.999).float().mean().item(), live_and_mean(state, activation)[0].item()
+        saturated = (state / activation.maximum > 0.999).float().mean().item()
+        live = live_and_mean(state, activation)[0].item()
         found.append(Activity(neurons, share.abs().mean().item(), saturated, live, spikes))
     return found
 

@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ep_plugin.analysis.synapses import Synapses
-from ep_plugin.chips.weights import quantization
+from ep_plugin.chips.weights import ROUNDED, quantization
 from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import BoundConnection, Connection
-from ep_plugin.linear.separate import WEIGHTED
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.tensors import buffers_as_before
 from ep_plugin.validation import count
 
 
@@ -49,7 +50,8 @@ def check_budget(
     limits = {"neurons": neurons, "synapses": synapses, "fan_in": fan_in, "bits": bits}
     given = {name: None if limit is None else count(name, limit) for name, limit in limits.items()}
     neurons, synapses, fan_in, bits = given.values()
-    with torch.no_grad():
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.no_grad(), buffers_as_before(model), torch.random.fork_rng(devices):
         system = model.system(x)
         found, known = _fan_in(model, system, x)
     total = sum(torch.Size(shape).numel() for shape in system.shapes)
@@ -98,9 +100,15 @@ def _ends(bound: BoundConnection, state: Tensor) -> tuple[Tensor, Tensor]:
 def _too_fine(model: nn.Module, bits: int) -> list[str]:
     told = []
     for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED) and not name.startswith("readout"):
+        if name.startswith("readout") or ".parametrizations" in name:
+            continue
+        if isinstance(module, ROUNDED):
             rounded = quantization(module)
             own = torch.finfo(module.weight.dtype).bits if rounded is None else rounded.bits
             if own > bits:
                 told.append(f"{name}: weights of {own} bits; the limit is {bits} (ep_plugin.chips.quantize_weights)")
+        elif name.startswith("connections") and not isinstance(module, _NormBase):
+            widths = [torch.finfo(p.dtype).bits for p in module.parameters(recurse=False)]
+            if widths and max(widths) > bits:
+                told.append(f"{name}: weights of {max(widths)} bits, which nothing rounds; the limit is {bits}")
     return told

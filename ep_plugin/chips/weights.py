@@ -7,6 +7,8 @@ from torch.nn.utils import parametrize
 from ep_plugin.linear.separate import WEIGHTED
 from ep_plugin.validation import count
 
+ROUNDED = (*WEIGHTED, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 class QuantizedWeight(nn.Module):
     """A parametrization that rounds a weight to 2^bits - 1 levels, evenly spaced around 0, with one step per module.
@@ -47,7 +49,7 @@ class QuantizedWeight(nn.Module):
 
 
 def quantize_weights(net: nn.Module, bits: int = 8) -> nn.Module:
-    """Rounds the weights of all linear layers and convolutions; biases stay as they are.
+    """Rounds the weights of all linear layers and convolutions, transposed too; biases stay as they are.
 
     It rounds the effective weights, after other parametrizations. Feedback uses the same rounded weights, and
     optimizers train the full ones. Call it before `convert`, or on a converted network.
@@ -68,7 +70,7 @@ def quantize_weights(net: nn.Module, bits: int = 8) -> nn.Module:
     """
     QuantizedWeight(bits)  # its checks come before anything is changed
     for name, module in net.named_modules():
-        if isinstance(module, WEIGHTED):
+        if isinstance(module, ROUNDED):
             if quantization(module) is not None:
                 raise ValueError(f"the weights of {name!r} are quantized already; quantize a net once")
             parametrize.register_parametrization(module, "weight", QuantizedWeight(bits))

@@ -1,6 +1,7 @@
 """Callbacks for Lightning's trainer."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -224,7 +225,8 @@ def _seen(trainer: L.Trainer) -> dict[str, float]:
     if "val/spikes" in trainer.callback_metrics:
         found["spikes"] = round(trainer.callback_metrics["val/spikes"].item(), 1)
     looks = [c.latest for c in trainer.callbacks if isinstance(c, GradientMonitor)]  # type: ignore[attr-defined]
-    if cosines := [v for look in looks for name, v in look.items() if name.startswith("cosine/")]:
+    known = [v for look in looks for name, v in look.items() if name.startswith("cosine/")]
+    if cosines := [v for v in known if not math.isnan(v)]:  # which a weight without any gradient has
         found["cosine"] = round(min(cosines), 4)
     return found
 

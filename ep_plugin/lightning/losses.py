@@ -72,6 +72,13 @@ def as_loss(loss: str | Loss) -> Loss:
     return loss if callable(loss) else chosen("loss", cast(str, loss), LOSSES)
 
 
+def is_mean_of_targets(loss: Loss) -> bool:
+    """Whether it is the mean over the targets that count, each with the same weight."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return loss.weight is None and loss.reduction == "mean"
+    return loss is _cross_entropy
+
+
 def named(loss: Loss) -> str:
     """What a loss is called in messages."""
     return (getattr(loss, "__name__", None) or type(loss).__name__).lstrip("_")

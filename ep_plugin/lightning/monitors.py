@@ -21,6 +21,7 @@ from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiatio
 from ep_plugin.lightning.batches import pair
 from ep_plugin.lightning.module import EPLightningModule, can_infer
 from ep_plugin.linear.separate import feedback_angles
+from ep_plugin.tensors import outside_autocast
 from ep_plugin.validation import count
 
 
@@ -54,7 +55,7 @@ class _Monitor(L.Callback):
         assert isinstance(pl_module, EPLightningModule)
         if not can_infer(pl_module.model):
             return
-        with _unnoticed(pl_module):
+        with _unnoticed(pl_module), trainer.precision_plugin.forward_context():  # as a training step computes
             self.latest = self.measure(pl_module, *pair(batch))
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=trainer.global_step)
@@ -166,7 +167,8 @@ class GradientMonitor(_Monitor):
 
     def measure(self, module: EPLightningModule, x: Tensor, y: Any) -> dict[str, float]:
         reference = settled(module.model, _REFERENCE)
-        found = {"reference/residual": reference.free_phase(x).residual.max().item()}
+        with outside_autocast(x):
+            found = {"reference/residual": reference.free_phase(x).residual.max().item()}
         for own in gradient_agreement(module.model, x, y, module.loss_of, reference):
             found |= {f"cosine/{own.name}": own.cosine, f"norm ratio/{own.name}": own.norm_ratio}
         return found

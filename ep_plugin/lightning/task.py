@@ -15,7 +15,7 @@ from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
 from ep_plugin.lightning.emulated import SLOWER, bfloat16_slowdown
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
-from ep_plugin.lightning.losses import Loss, as_loss, named
+from ep_plugin.lightning.losses import Loss, as_loss, is_mean_of_targets, named
 from ep_plugin.lightning.resuming import Resuming
 from ep_plugin.validation import chosen, count, positive
 
@@ -87,9 +87,12 @@ class Task(L.LightningModule):
         if stage == "train" and self._ignored_targets.left:
             self._look_at_targets(seen, y, loss.detach())
         # An input that changes over time has its time first, so the batch is counted in the output.
-        found = [_Logged({"loss": loss.detach(), **others}, len(tensors(output)[0]))]
+        samples = len(tensors(output)[0])
         classified = summed(output, self.population) if self.population else output
-        if share := accuracy(classified, y, ignored_by(self.loss)):
+        share = accuracy(classified, y, ignored_by(self.loss))
+        counted = share[1] if share and is_mean_of_targets(self.loss) else samples
+        found = [_Logged({"loss": loss.detach()}, counted), _Logged(others, samples)]
+        if share:
             found.append(_Logged({"accuracy": share[0]}, share[1]))
         self._log(stage, found)
         return loss, found

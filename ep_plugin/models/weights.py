@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ep_plugin.linear.base import at_least_float32
 from ep_plugin.validation import count, positive
 
 Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
@@ -71,8 +72,10 @@ class StandardizedWeight(nn.Module):
                 "would be left of it; expected two or more inputs of an output"
             )
         centered = weight - _mean(weight)
-        squares = centered.square().sum(tuple(range(1, weight.dim())), keepdim=True)
-        return centered * (self.gain.view_as(squares) * squares.clamp_min(self.epsilon**2).rsqrt())
+        # In float32 at least: squares in float16 are infinite from 256 on.
+        squares = at_least_float32(centered).square().sum(tuple(range(1, weight.dim())), keepdim=True)
+        factor = self.gain.view_as(squares) * squares.clamp_min(self.epsilon**2).rsqrt()
+        return centered * factor.to(weight.dtype)
 
 
 def standardized(module: Weighted, gain: float) -> Weighted:

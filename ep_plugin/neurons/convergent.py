@@ -62,6 +62,8 @@ def step(
     membrane = activation.step(state.membrane / threshold, drive / threshold, step_size)
     message = encoder.encode(membrane, coded, state.time + 1, activation.maximum)
     sent = message.events if encoder.averages and message.events is not None else coded.trace
+    if sent is message.events and activation.maximum != 1:
+        sent = sent * activation.maximum  # what a spike stands for
     if sent is coded.trace and not torch.is_grad_enabled():
         sent = sent.clone()
     return sent, ConvergentState(membrane * threshold, coded, state.time + 1)

@@ -48,7 +48,7 @@ def angles(
     axis = on(axis, (max(4.0, 0.7 * len(found)), 3.8))
     places = range(len(found))
     bars = axis.bar(places, [_angle(a.cosine) for a in found], color=BLUE)
-    axis.bar_label(bars, fmt="%.1f", fontsize=8)
+    axis.bar_label(bars, ["" if isnan(a.cosine) else f"{_angle(a.cosine):.1f}" for a in found], fontsize=8)
     axis.set_xticks(places, [_short(a.name) for a in found], rotation=45, ha="right", fontsize=8)
     axis.set_ylim(0, max(20.0, 1.15 * axis.get_ylim()[1]))
     axis.set_ylabel("angle to the exact gradient (degrees)")

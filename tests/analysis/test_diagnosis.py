@@ -4,12 +4,13 @@ import math
 import sys
 
 import pytest
+import snntorch as snn
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
 import ep_plugin as ep
-from ep_plugin.analysis.diagnosis import Settling, diagnose, settled
+from ep_plugin.analysis.diagnosis import Settling, activity, diagnose, settled
 from ep_plugin.cli import app
 from ep_plugin.models import small_convolutional
 
@@ -232,3 +233,13 @@ def test_the_settled_network_shares_parameters_and_changes_nothing():
     assert model.settings == before
     assert reference.feedback == 0.1
     assert reference.free_phase(torch.rand(5, 1, 8, 8)).converged.all()
+
+
+def test_states_without_a_bound_have_a_mean():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 9), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(9, 3))
+    model, x = ep.convert(net, activation=nn.ReLU()).eval(), torch.rand(16, 8)
+    (found,) = activity(model, x)
+    assert found.mean == pytest.approx(model.free_phase(x).states[0].mean().item())
+    assert found.mean > 0
+    assert found.saturated == 0

@@ -355,3 +355,31 @@ def test_a_normalization_behind_separate_feedback_counts_once(float64):
 
     for found, expected in zip(gradients(separate), gradients(conv), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_transposed_convolutions_are_rounded_and_what_nothing_rounds_is_told():
+    net = nn.Sequential(
+        *(nn.Linear(6, 8), nn.Unflatten(1, (2, 2, 2)), leaky(), nn.ConvTranspose2d(2, 2, 3), leaky()),
+        *(nn.Flatten(), nn.Linear(32, 3)),
+    )
+    x = torch.rand(4, 6)
+    fine = chips.check_budget(ep.convert(copy.deepcopy(net)), x, bits=2)
+    assert sum("weights of 32 bits; the limit is 2" in told for told in fine) == 2
+    model = ep.convert(chips.quantize_weights(net, 2))
+    assert chips.check_budget(model, x, bits=2) == []
+    assert len(net[3].weight.unique()) <= 3
+    loop = snn.RLeaky(beta=0.9, V=torch.rand(5), all_to_all=False, init_hidden=True)
+    recurrent = ep.convert(chips.quantize_weights(nn.Sequential(nn.Linear(6, 5), loop, nn.Linear(5, 3)), 4))
+    (told,) = chips.check_budget(recurrent, x, bits=4)
+    assert told.startswith("connections.0.")
+    assert told.endswith("weights of 32 bits, which nothing rounds; the limit is 4")
+
+
+def test_questions_leave_running_statistics_as_they_are():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), leaky(), nn.Flatten(), nn.Linear(72, 3))
+    model, x = ep.convert(net), torch.rand(4, 1, 8, 8)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    chips.check_budget(model, x, neurons=10)
+    chips.add_mismatch(model, x, 0.0)
+    after = dict(model.named_buffers())
+    assert all(torch.equal(after[name], b) for name, b in before.items() if "running" in name or "tracked" in name)

@@ -332,3 +332,34 @@ def test_downloads_are_tonics(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no recordings of NMNIST"):
         ep.EventDataModule("nmnist", tmp_path, download=True).prepare_data()
     assert len(asked) == 1
+
+
+class Crowded:
+    """A set whose recordings have all their events in one row of pixels."""
+
+    sensor_size = (4, 4, 2)
+
+    def __init__(self, events):
+        self.events = events
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        made = np.zeros(self.events, [("x", int), ("y", int), ("t", int), ("p", int)])
+        made["x"], made["t"] = np.arange(self.events) % 4, np.arange(self.events)
+        return made, i
+
+
+@pytest.mark.parametrize(("events", "frames", "pool"), [(120_000, 1, 4), (140_000, 1, 1), (400_000, 1, 1)])
+def test_more_events_than_a_frame_can_hold_are_refused(events, frames, pool, tmp_path):
+    data = ep.EventDataModule(lambda data_dir, train: Crowded(events), tmp_path, frames=frames, pool=pool)
+    with pytest.raises(ValueError, match=r"more than 32,767 events in a frame, .*; expected more frames, or a smaller"):
+        data.setup()
+
+
+def test_as_many_events_as_a_frame_can_hold_are_counted(tmp_path):
+    data = ep.EventDataModule(lambda data_dir, train: Crowded(120_000), tmp_path, frames=4, pool=4, validation="test")
+    x, _ = read(data)
+    # Tonic's equal parts are whole microseconds, so that the last event of each is left out here.
+    assert set(x[:, :, 0].flatten().tolist()) == {29_999.0}

@@ -221,3 +221,14 @@ def test_no_class_and_no_image(tmp_path):
 def test_numbers_are_checked(folders, settings, error, message):
     with pytest.raises(error, match=message):
         module(folders, **settings)
+
+
+def test_images_in_hidden_folders_are_left_out(folders):
+    data = module(folders)
+    data.setup()
+    expected = len(data.load()[0][0])
+    for name in ("train/cats/.thumbnails", "train/dogs/.ipynb_checkpoints"):
+        write(folders / name, "hidden.png")
+    data = module(folders)
+    data.setup()
+    assert len(data.load()[0][0]) == expected == 6

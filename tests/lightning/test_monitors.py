@@ -112,3 +112,25 @@ def test_refusals(monitor, tmp_path):
         trainer(tmp_path, callbacks=[monitor()]).fit(ep.EPLightningModule(model), loader())
     with pytest.raises(TypeError, match="expected an EPLightningModule"):
         trainer(tmp_path, callbacks=[monitor()], logger=CSVLogger(tmp_path)).fit(ep.BPTTLightningModule(net), loader())
+
+
+def test_a_monitor_computes_as_a_training_step_does(tmp_path):
+    """In bfloat16 where the step is; what it compares with stays exact."""
+    told = []
+
+    class Told(ep.GradientMonitor):
+        def measure(self, module, x, y):
+            told.append(torch.is_autocast_enabled("cpu"))
+            return super().measure(module, x, y)
+
+    found = {}
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        torch.manual_seed(0)
+        model, _ = make_model()
+        found[precision] = logged(tmp_path, [Told(100)], model, precision=precision).iloc[0]
+    assert told == [False, True, False]
+    cosines = {name for name in found["32-true"].index if name.startswith("cosine/")}
+    for name in cosines:
+        assert found["bf16-mixed"][name] == pytest.approx(found["32-true"][name], abs=0.02)
+    assert any(found["bf16-mixed"][name] != found["32-true"][name] for name in cosines)
+    assert found["bf16-mixed"]["reference/residual"] < 1e-5

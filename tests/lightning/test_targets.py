@@ -393,3 +393,17 @@ def test_inputs_without_time_where_time_is_expected(tmp_path):
         ValueError, match=r"24 targets, .* a batch of 1: it is read as \[T, B, \.\.\.\] \(time_varying=T"
     ):
         trainer(tmp_path).fit(task, DataLoader(TensorDataset(X, CLASSES), N))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_a_validation_s_loss_is_the_mean_over_targets_that_count(loss, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    y = CLASSES.clone()
+    y[:7] = -100
+    task = ep.BPTTLightningModule(nn.Sequential(net, snn.Leaky(beta=0.9, init_hidden=True)), num_steps=2, loss=loss)
+    run = trainer(tmp_path)
+    (found,) = run.validate(task, DataLoader(TensorDataset(X, y), 8), verbose=False)
+    with torch.no_grad():
+        expected = task.loss(task.eval()(X), y)
+    assert found["val/loss"] == pytest.approx(expected.item(), rel=1e-5)

@@ -63,3 +63,13 @@ def test_integrate_and_fire_rate_is_the_equilibrium():
     nn.init.eye_(net[0].weight)
     rate = ep.convert(net, encoder="graded", relaxation=ep.Relaxation(60))(current)
     torch.testing.assert_close(count / steps, rate, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("activation", ["hard_sigmoid", "relu6"])
+def test_a_spike_stands_for_the_largest_state(activation):
+    neuron = ep.ConvergentLeaky(threshold=2.0, activation=activation, encoder="sigma_delta")
+    state, spikes = None, []
+    for _ in range(400):
+        sent, state = neuron(torch.full((1, 1), 1.5), state)
+        spikes.append(sent)
+    assert torch.stack(spikes).mean().item() == pytest.approx(0.75, abs=0.02)

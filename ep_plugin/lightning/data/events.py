@@ -164,11 +164,33 @@ class EventDataModule(ImageDataModule):
         if self.time_window is not None:
             cut = {"time_window": self.time_window, "include_incomplete": True}
         to_frame = ToFrame(sensor_size=tuple(made.sensor_size), **cut)
-        found, label = event_sets.recording(made, number, to_frame)
+        most = 0
+
+        def framed(events: Any) -> Any:
+            nonlocal most
+            most = _most(events, made.sensor_size)
+            return to_frame(events)
+
+        found, label = event_sets.recording(made, number, framed)
         found = found[: self.frames]
         height, width = (found.shape[-2] if found.ndim == 4 else 1), found.shape[-1]
         rows = self.pool if found.ndim == 4 else 1
         pooled = found.reshape(*found.shape[:2], height // rows, rows, width // self.pool, self.pool).sum((3, 5))
+        largest = np.iinfo(frames.dtype).max
+        # Tonic's own numbers have 16 bits too, so that larger ones turn negative, and still larger ones positive again.
+        if most > 2 * largest or found.min(initial=0) < 0 or pooled.max(initial=0) > largest:
+            raise ValueError(
+                f"a pixel of recording {number} of {event_sets.name_of(self.make)} has more than {largest:,} events in "
+                "a frame, which a frame cannot hold; expected more frames, or a smaller pool"
+            )
         frames[place] = 0
         frames[place, : len(found)] = pooled.reshape(len(found), *frames.shape[2:])
         return label
+
+
+def _most(events: Any, sensor_size: Any) -> int:
+    """The largest number of events of a pixel and polarity in a whole recording."""
+    width, height, polarities = sensor_size
+    rows = events["y"].astype(np.int64) if "y" in events.dtype.names else 0
+    sign = events["p"].astype(np.int64) if polarities > 1 else 0
+    return int(np.bincount((sign * height + rows) * width + events["x"].astype(np.int64)).max())

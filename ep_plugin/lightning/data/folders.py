@@ -129,7 +129,11 @@ def _classes(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     """The images of a class, in their order."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and not p.name.startswith("."))
+    found = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in _ENDINGS and not any(n.startswith(".") for n in p.relative_to(folder).parts)
+    )
     if not found:
         raise ValueError(f"no image in {folder}; expected files that end in {', '.join(_ENDINGS)}")
     return found
