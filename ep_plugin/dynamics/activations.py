@@ -43,6 +43,9 @@ class Activation:
             value(drive).
         secant: (h, x) -> (value(h + x) - value(h)) / x without the cancellation of the difference.
 
+    Raises:
+        ValueError: one of the functions is a module with parameters or buffers, or one that draws.
+
     Example:
         >>> swish = ep.Activation(nn.functional.silu, minimum=-0.3, maximum=float("inf"))
         >>> model = ep.convert(net, activation=swish)
