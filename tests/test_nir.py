@@ -198,13 +198,13 @@ REFUSED = {
     "stem": ([nn.Linear(4, 3), nn.ReLU(), NEURON], {}, (4,), "the stem cannot be written: it is not linear"),
     "readout": ([nn.Linear(4, 3), NEURON, nn.Softmax(1)], {}, (4,), "the readout cannot be written"),
     "max pooling": (
-        [nn.Conv2d(1, 2, 3), NEURON, nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), NEURON],
+        [nn.Conv2d(1, 2, 3), NEURON, nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), snn.Leaky(beta=0.5, init_hidden=True)],
         {},
         (1, 8, 8),
         'connection 0 -> 1 cannot be written.*linear only near a state.*max_pooling="average"',
     ),
     "size": (
-        [nn.Conv2d(1, 64, 1), NEURON, nn.Conv2d(64, 64, 1), NEURON],
+        [nn.Conv2d(1, 64, 1), NEURON, nn.Conv2d(64, 64, 1), snn.Leaky(beta=0.5, init_hidden=True)],
         {},
         (1, 20, 20),
         "connection 0 -> 1 .*655,360,000 synapses",
