@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ep_plugin.tensors import buffers_as_before
+from ep_plugin.unnoticed import buffers_as_before
 from ep_plugin.validation import count
 
 Place = tuple[str, ...]

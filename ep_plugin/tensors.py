@@ -1,11 +1,10 @@
 """Small helpers for tensors of a batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 
 def into(buffer: Tensor | None) -> Tensor | None:
@@ -24,19 +23,6 @@ def is_one(t: Tensor) -> bool:
 def writings(t: Tensor) -> int:
     """How often something was written into it in place, as far as that is counted."""
     return 0 if t.is_inference() else t._version
-
-
-@contextmanager
-def buffers_as_before(module: nn.Module) -> Iterator[None]:
-    """Whatever calls write into a module's buffers, such as running statistics, is undone at the end."""
-    held = [(t, t.detach().clone()) for t in module.buffers() if not is_lazy(t)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, before in held:
-                if not torch.equal(tensor, before):  # a batch normalization's writings are not counted
-                    tensor.copy_(before)
 
 
 def rows(t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How well two estimators' gradients agree, parameter by parameter."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from ep_plugin.estimators.estimator import GradientEstimator
 from ep_plugin.estimators.implicit_differentiation import ImplicitDifferentiation
 from ep_plugin.linear.separate import SeparateFeedback
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import buffers_as_before, outside_autocast
+from ep_plugin.tensors import outside_autocast
+from ep_plugin.unnoticed import buffers_as_before, random_numbers_as_before
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,11 @@ def gradient_agreement(
         parameters = dict(network.named_parameters())
         wanted = [parameters[n] for n in names]
         exact = nullcontext() if network is model else outside_autocast(x)
-        with _unmoved(model, x), exact:
+        # So that both networks drop the same neurons.
+        with buffers_as_before(model), random_numbers_as_before(x.device), exact:
             found.append(torch.autograd.grad(loss(network(x), y), wanted, allow_unused=True))
     pairs = zip(names, *found, strict=True)
     return [_compare(n, a, b) for n, a, b in pairs if a is not None and b is not None]
-
-
-@contextmanager
-def _unmoved(model: ConvergentNetwork, x: Tensor) -> Iterator[None]:
-    """Random numbers and buffers are given back, so that both networks drop the same neurons."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with buffers_as_before(model), torch.random.fork_rng(devices):
-        yield
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> Agreement:

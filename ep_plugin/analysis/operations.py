@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ep_plugin.analysis import convergent_operations, plain_operations
 from ep_plugin.analysis.operation_counts import Loss, OperationCounts
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.unnoticed import evaluating, random_numbers_as_before
 from ep_plugin.validation import count
 
 
@@ -62,8 +62,7 @@ def count_operations(
         num_steps = count("num_steps", num_steps)
     if y is not None and not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model is trained, so that it has no training step; leave y out")
-    devices = [x.device] if x.device.type == "cuda" else []
-    with _unnoticed(model), torch.random.fork_rng(devices):
+    with evaluating(model), _gradients_as_before(model), random_numbers_as_before(x.device):
         if not isinstance(model, ConvergentNetwork):
             rows, memory = plain_operations.counted(model, x, y, loss, num_steps)
         elif num_steps is not None:
@@ -77,17 +76,12 @@ def count_operations(
 
 
 @contextmanager
-def _unnoticed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and parameters' gradients that are given back."""
-    training = [m for m in model.modules() if m.training]
+def _gradients_as_before(model: nn.Module) -> Iterator[None]:
     gradients = [(p, p.grad) for p in model.parameters()]
     for p, _ in gradients:
         p.grad = None
-    model.eval()
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
         for p, grad in gradients:
             p.grad = grad

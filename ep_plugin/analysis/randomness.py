@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ep_plugin.network import ConvergentNetwork
+from ep_plugin.unnoticed import random_numbers_as_before
 
 
 class _Call(NamedTuple):
@@ -43,7 +44,7 @@ def random_modules(model: ConvergentNetwork, x: Tensor, original: nn.Module | No
 @contextmanager
 def seeded(seed: int, like: Tensor) -> Iterator[None]:
     """Random numbers of a seed, after which the generators go on as if nothing had been."""
-    with torch.random.fork_rng([like.device] if like.device.type == "cuda" else []):
+    with random_numbers_as_before(like.device):
         torch.manual_seed(seed)
         yield
 

@@ -9,7 +9,7 @@ from ep_plugin.chips.weights import ROUNDED, quantization
 from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import BoundConnection, Connection
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import buffers_as_before
+from ep_plugin.unnoticed import buffers_as_before, random_numbers_as_before
 from ep_plugin.validation import count
 
 
@@ -50,8 +50,7 @@ def check_budget(
     limits = {"neurons": neurons, "synapses": synapses, "fan_in": fan_in, "bits": bits}
     given = {name: None if limit is None else count(name, limit) for name, limit in limits.items()}
     neurons, synapses, fan_in, bits = given.values()
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.no_grad(), buffers_as_before(model), torch.random.fork_rng(devices):
+    with torch.no_grad(), buffers_as_before(model), random_numbers_as_before(x.device):
         system = model.system(x)
         found, known = _fan_in(model, system, x)
     total = sum(torch.Size(shape).numel() for shape in system.shapes)

@@ -10,7 +10,7 @@ from ep_plugin.dynamics.layer import Layer
 from ep_plugin.linear.connection import Connection
 from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import buffers_as_before
+from ep_plugin.unnoticed import buffers_as_before, random_numbers_as_before
 from ep_plugin.validation import not_negative, seed_number
 
 
@@ -75,8 +75,7 @@ def add_mismatch(model: ConvergentNetwork, x: Tensor, std: float, seed: int = 0)
         >>> model = ep.chips.add_mismatch(ep.convert(net), x, 0.05)
     """
     std, seed = not_negative("std", std), seed_number(seed)
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.no_grad(), buffers_as_before(model), torch.random.fork_rng(devices):
+    with torch.no_grad(), buffers_as_before(model), random_numbers_as_before(x.device):
         shapes = model.system(x[:1] if not model.time_varying else x).shapes
     drawn = torch.Generator().manual_seed(seed)
     layers = [layer for layer in model.layers if isinstance(layer, Layer)]

@@ -18,7 +18,7 @@ from ep_plugin.conversion.returned import leaves
 from ep_plugin.conversion.tracing import LENGTHS
 from ep_plugin.dynamics.relaxation import Relaxation
 from ep_plugin.network import ConvergentNetwork
-from ep_plugin.tensors import buffers_as_before
+from ep_plugin.unnoticed import buffers_as_before
 
 _TOLERANCE = 1e-3  # of the largest value of the output
 _FEW = 5  # steps of an input whose number of steps the model leaves open

@@ -21,8 +21,13 @@ Elementwise = Callable[[Tensor], Tensor]
 ActivationName = Literal["hard_sigmoid", "sigmoid", "relu6"]
 
 # Below this change of a drive (over the threshold) a difference quotient of an activation is its
-# slope in the middle: the difference of two nearly equal numbers would lose more.
+# slope in the middle: the difference of two nearly equal numbers would lose more. The slope in the
+# middle is off by x^2, the difference by eps / x, so that wider numbers allow a smaller change.
 _SMALL = 1e-3
+
+
+def _small(dtype: torch.dtype) -> float:
+    return min(_SMALL, torch.finfo(dtype).eps ** (1 / 3))
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Activation:
             if is_one(threshold):
                 return beyond, lambda change, out: torch.clamp(change, least, most, out=out)
             return beyond, lambda change, out: torch.clamp(torch.mul(change, inverse, out=out), least, most, out=out)
-        secant = self.secant or self._secant
+        secant = self.secant or self._secant_from(h)
 
         def deviate(change: Tensor, out: Tensor) -> Tensor:
             asked = torch.mul(change, inverse, out=out)
@@ -125,11 +130,17 @@ class Activation:
 
         return torch.zeros_like(drive), deviate
 
-    def _secant(self, h: Tensor, x: Tensor) -> Tensor:
-        small = x.abs() < _SMALL
-        safe = torch.where(small, 1, x)
-        # A value may write into its argument, as nn.ReLU(inplace=True) does, and h is asked for at every step.
-        return torch.where(small, self._slope(h + x / 2), (self.value(h + safe) - self.value(h.clone())) / safe)
+    def _secant_from(self, h: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The secant by a difference; the value it starts at is computed once for all steps of a phase."""
+        start = self.value(h.clone())  # of a copy, since a value may write into its argument: nn.ReLU(inplace=True)
+        least = _small(h.dtype)
+
+        def secant(h: Tensor, x: Tensor) -> Tensor:
+            small = x.abs() < least
+            safe = torch.where(small, 1, x)
+            return torch.where(small, self._slope(h + x / 2), (self.value(h + safe) - start) / safe)
+
+        return secant
 
     def _slope(self, h: Tensor) -> Tensor:
         if self.slope is not None:

@@ -7,13 +7,10 @@ the first one looks at its own images. Networks of fixed events are not looked a
 their events a weight.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ep_plugin.analysis.agreement import gradient_agreement
 from ep_plugin.analysis.diagnosis import activity, settled
@@ -22,6 +19,7 @@ from ep_plugin.lightning.batches import pair
 from ep_plugin.lightning.module import EPLightningModule, can_infer
 from ep_plugin.linear.separate import feedback_angles
 from ep_plugin.tensors import outside_autocast
+from ep_plugin.unnoticed import evaluating, random_numbers_as_before
 from ep_plugin.validation import count
 
 
@@ -55,7 +53,8 @@ class _Monitor(L.Callback):
         assert isinstance(pl_module, EPLightningModule)
         if not can_infer(pl_module.model):
             return
-        with _unnoticed(pl_module), trainer.precision_plugin.forward_context():  # as a training step computes
+        device, as_trained = next(pl_module.parameters()).device, trainer.precision_plugin.forward_context()
+        with evaluating(pl_module), random_numbers_as_before(device), as_trained:
             self.latest = self.measure(pl_module, *pair(batch))
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=trainer.global_step)
@@ -172,17 +171,3 @@ class GradientMonitor(_Monitor):
         for own in gradient_agreement(module.model, x, y, module.loss_of, reference):
             found |= {f"cosine/{own.name}": own.cosine, f"norm ratio/{own.name}": own.norm_ratio}
         return found
-
-
-@contextmanager
-def _unnoticed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and random numbers that are given back."""
-    training = [m for m in module.modules() if m.training]
-    device = next(module.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        module.eval()
-        try:
-            yield
-        finally:
-            for m in training:
-                m.training = True

@@ -17,6 +17,7 @@ from ep_plugin.lightning.emulated import SLOWER, bfloat16_slowdown
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
 from ep_plugin.lightning.losses import Loss, as_loss, is_mean_of_targets, named
 from ep_plugin.lightning.resuming import Resuming
+from ep_plugin.unnoticed import random_numbers_as_before
 from ep_plugin.validation import chosen, count, positive
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -105,7 +106,7 @@ class Task(L.LightningModule):
         except (TypeError, RuntimeError):  # it holds what cannot be copied, so it is not tried
             return
         try:
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            with random_numbers_as_before(self.device):
                 self._ignored_targets.look(self.loss_of, seen, y, loss)
         finally:
             self.loss = own

@@ -50,6 +50,22 @@ def test_an_activation_may_write_into_its_argument(in_place, plain, float64):
             torch.testing.assert_close(found, true, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [nn.functional.silu, torch.tanh, nn.functional.softplus])
+def test_a_callables_deviation_is_right_for_any_size_of_the_change(value, float64):
+    drive, threshold = torch.linspace(-2, 2, 41), torch.tensor(0.7)
+    for size in (1e-14, 1e-10, 1e-7, 1e-5, 1e-4, 1e-3, 1e-1, 1.0):
+        change = torch.full_like(drive, size)
+        _, deviate = ep.Activation(value).deviation(drive, threshold, scale=1.0)
+        h, x = drive / threshold, change / threshold
+        # The mean slope along the change, by Gauss-Legendre's rule of three points: off by x^6.
+        slope = torch.func.grad(lambda t: value(t).sum())
+        nodes = [(-(0.6**0.5), 5 / 18), (0.0, 8 / 18), (0.6**0.5, 5 / 18)]
+        secant = sum(weight * slope(h + x / 2 * (1 + node)) for node, weight in nodes)
+        expected = x * secant if size < 0.5 else value(h + x) - value(h)
+        found = deviate(change, torch.empty_like(change))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * size)
+
+
 @pytest.mark.parametrize("module", [nn.PReLU(), nn.RReLU(), nn.Sequential(nn.ReLU(), nn.Dropout(0.1))])
 def test_an_activation_with_numbers_of_its_own_is_refused(module):
     with pytest.raises(ValueError, match=r"has numbers of its own, or draws them.*Expected a function"):

@@ -1,6 +1,7 @@
 """The recorder: a line an epoch, appended, whatever stops the run."""
 
 import json
+import math
 from pathlib import Path
 
 import lightning as L
@@ -55,6 +56,16 @@ def test_a_line_tells_spikes_parameters_and_how_right_the_gradient_was(tmp_path)
     assert [line["cosine"] for line in lines] == pytest.approx(list(cosines), abs=1e-4)
     assert [line["spikes"] for line in lines] == pytest.approx(list(logged["val/spikes"].dropna()), abs=0.1)
     assert lines[0]["parameters"] == sum(p.numel() for p in small_convolutional().parameters())
+
+
+def test_the_smallest_cosine_leaves_out_a_weight_without_a_gradient(tmp_path):
+    class Look(ep.GradientMonitor):
+        def measure(self, module, x, y):
+            return {"cosine/stem": math.nan, "cosine/between": 0.75, "cosine/readout": 0.9, "reference/residual": 0.1}
+
+    monitor = Look(every_n_batches=1000)
+    (line,) = fit(tmp_path / "results.jsonl", tmp_path, 1, callbacks=[monitor], logger=CSVLogger(tmp_path))
+    assert line["cosine"] == 0.75
 
 
 def test_a_second_run_is_appended_and_says_what_it_watched(tmp_path):
