@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ep_plugin.lightning.losses import Loss, are_classes
+from ep_plugin.lightning.losses import are_classes
 
 
 def accuracy(output: Any, target: Any, ignored: int = -100) -> tuple[Tensor, int] | None:
@@ -25,11 +25,6 @@ def accuracy(output: Any, target: Any, ignored: int = -100) -> tuple[Tensor, int
     share = multiclass_accuracy(output, target, classes, average="micro", ignore_index=ignored, validate_args=False)
     counted = int((target != ignored).sum())
     return (share, counted) if counted else None
-
-
-def ignored_by(loss: Loss) -> int:
-    """The target that a loss leaves out; PyTorch's default where it does not say."""
-    return getattr(loss, "ignore_index", -100)
 
 
 def summed(output: Any, classes: int) -> Tensor:

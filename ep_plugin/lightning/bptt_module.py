@@ -35,7 +35,7 @@ class BPTTLightningModule(Task):
     Raises:
         ValueError: a setting is out of its range, or a neuron lacks `init_hidden=True`. In a step: `num_steps` is not a
             multiple of the number of frames.
-        TypeError: `num_steps` is not a whole number.
+        TypeError: `num_steps` is not a whole number, or `optimizer` is no function.
 
     Example:
         >>> task = ep.BPTTLightningModule(net, num_steps=25)

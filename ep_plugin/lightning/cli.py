@@ -82,11 +82,11 @@ class _CommandLine(LightningCLI):
             super().instantiate_classes()
             _require_sensible(self.trainer)
             _require_one_optimizer(self.model, given.get("optimizer"), given.get("lr_scheduler"))
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
             reason = _reason(error)
             if not _ours(reason) and of_own_code(reason):
                 raise reason from None  # the traceback finds it
-            _stop(reason)
+            _stop(" ".join(str(reason).split()))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         given = config.get("callbacks") or []
@@ -231,9 +231,12 @@ def _condensed(message: str) -> str:
     return whole[:500]
 
 
+_WRAPPED = ("Does not validate", "Problem with given class_path")
+
+
 def _reason(error: BaseException) -> BaseException:
     """What a constructor raised: jsonargparse wraps it into a list of all the types that it tried."""
-    while str(error).startswith("Does not validate") and (inner := error.__cause__ or error.__context__):
+    while str(error).startswith(_WRAPPED) and (inner := error.__cause__ or error.__context__):
         error = inner
     return error
 

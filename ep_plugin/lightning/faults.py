@@ -6,7 +6,10 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-_KNOWN = {"ep_plugin", "lightning", "norse", "packaging", "snntorch", "torch", "torchvision", *sys.stdlib_module_names}
+_KNOWN = {
+    *("ep_plugin", "jsonargparse", "lightning", "norse", "packaging", "snntorch", "torch", "torchvision"),
+    *sys.stdlib_module_names,
+}
 _RESTORING = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "ep_plugin.lightning.resuming")
 _DO_NOT_FIT = {  # by the function that calls what a configuration has named
     "loss_of": "the loss does not fit the output and the targets",

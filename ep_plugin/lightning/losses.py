@@ -1,6 +1,7 @@
 """Losses by name, or as callables; those of `snntorch.functional` are in `ep_plugin.lightning.spike_losses`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -76,7 +77,20 @@ def is_mean_of_targets(loss: Loss) -> bool:
     """Whether it is the mean over the targets that count, each with the same weight."""
     if isinstance(loss, nn.CrossEntropyLoss):
         return loss.weight is None and loss.reduction == "mean"
-    return loss is _cross_entropy
+    given = _of_function(loss)
+    return given is not None and given.get("weight") is None and given.get("reduction", "mean") == "mean"
+
+
+def ignored_by(loss: Loss) -> int:
+    """The target that a loss leaves out; PyTorch's default where it does not say."""
+    return (_of_function(loss) or {}).get("ignore_index", getattr(loss, "ignore_index", -100))
+
+
+def _of_function(loss: Loss) -> dict[str, Any] | None:
+    """The keywords that PyTorch's cross entropy, as a function, is given; None where it is another loss."""
+    if isinstance(loss, partial) and not loss.args and not {"size_average", "reduce"} & loss.keywords.keys():
+        return loss.keywords if loss.func is F.cross_entropy else None
+    return {} if loss is _cross_entropy or loss is F.cross_entropy else None
 
 
 def named(loss: Loss) -> str:

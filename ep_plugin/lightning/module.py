@@ -71,9 +71,10 @@ class EPLightningModule(Task):
 
     Checkpoints: load them with `EPLightningModule.load_from_checkpoint(path, model=ep.convert(net))`. Give `loss`,
     `lr`, `optimizer`, `schedule` and `population` again if they were not the defaults (another loss or population is
-    warned of, and so is another rate or schedule where a training goes on), and give `convert` the same options as
-    before. A checkpoint keeps the network's settings as plain data, and the number of steps of both phases. A model
-    with another encoder or feedback, or with fewer steps, is another network on the same weights, and loading it warns.
+    warned of; where a training goes on, other settings of the optimizer are too, and another type of optimizer or
+    another schedule is refused), and give `convert` the same options as before. A checkpoint keeps the network's
+    settings as plain data, and the number of steps of both phases. A model with another encoder or feedback, or with
+    fewer steps, is another network on the same weights, and loading it warns.
 
     With `AdaptiveDelta(event_weight="fixed")` the trainer skips the sanity check before the training: events have no
     weight before the first training step.
@@ -95,7 +96,8 @@ class EPLightningModule(Task):
     Raises:
         ValueError: an unknown loss or schedule, an `lr` that is not above 0, or a loss that means nothing for an
             equilibrium. In a step: the loss is not a single number, or not differentiable.
-        TypeError: `model` is not a `ConvergentNetwork`, or the loss is a class. In a step: the batch is not `(x, y)`.
+        TypeError: `model` is not a `ConvergentNetwork`, the loss is a class, or `optimizer` is no function. In a
+            step: the batch is not `(x, y)`.
 
     Example:
         >>> task = ep.EPLightningModule(model, loss="cross_entropy", lr=1e-3)

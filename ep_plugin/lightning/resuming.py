@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ep_plugin.lightning.checkpoint_files import write_whole
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
+from ep_plugin.lightning.optimizers import compare, described
 from ep_plugin.lightning.zero_gradients import ZeroGradients
 
 _KEY = "ep_plugin_resuming"
@@ -32,10 +33,11 @@ class Resuming(L.Callback):
     """
 
     _found: dict[str, Any] | None = None
+    _optimizers: list[dict[str, Any]] | None = None  # as they were before the first step; [] where that is not known
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         write_whole(trainer)
-        self._found = None  # of a run that never came to its training, such as that of a tuner
+        self._found = self._optimizers = None  # of a run that never came to its training, such as that of a tuner
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -48,14 +50,21 @@ class Resuming(L.Callback):
         }
         checkpoint[_KEY] = {
             "processes": _of_all_processes(own),
+            "optimizers": self._optimizers,
             "looks": {type(look).__name__: look.left for look in _looks(pl_module)},
             **_due(trainer, checkpoint["loops"]["fit_loop"]),
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._found = checkpoint.get(_KEY) if trainer.state.fn == TrainerFn.FITTING else None
+        self._optimizers = (checkpoint.get(_KEY) or {}).get("optimizers", [])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        optimizers = described(trainer.optimizers)
+        if self._optimizers:
+            compare(self._optimizers, optimizers, type(pl_module).__name__)
+        elif self._optimizers is None:
+            self._optimizers = optimizers
         # A new epoch's iterator, which may draw, is made between this and `on_train_start`.
         if self._found and not self._found["within_epoch"] and (own := _of_this_process(trainer, self._found)):
             _set_generators(own["generators"], pl_module.device)
@@ -75,6 +84,11 @@ class Resuming(L.Callback):
             trainer.fit_loop.epoch_loop.restarting = False
         trainer.fit_loop._restarting = False  # it would leave out the schedulers that wait for the epoch's metrics
         _do_what_is_left(trainer, found)
+
+
+def knows_optimizers(checkpoint: dict[str, Any]) -> bool:
+    """Whether it tells what they were before the first step."""
+    return bool(checkpoint.get(_KEY, {}).get("optimizers"))
 
 
 def _go_on_within_epoch(trainer: L.Trainer, module: L.LightningModule, own: dict[str, Any]) -> None:

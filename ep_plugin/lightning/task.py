@@ -2,25 +2,24 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sized
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ep_plugin.lightning import spike_losses
-from ep_plugin.lightning.accuracy import accuracy, ignored_by, summed
+from ep_plugin.lightning.accuracy import accuracy, summed
 from ep_plugin.lightning.batches import Batch, inputs, pair
 from ep_plugin.lightning.emulated import SLOWER, bfloat16_slowdown
 from ep_plugin.lightning.ignored_targets import IgnoredTargets
-from ep_plugin.lightning.losses import Loss, as_loss, is_mean_of_targets, named
-from ep_plugin.lightning.resuming import Resuming
+from ep_plugin.lightning.losses import Loss, as_loss, ignored_by, is_mean_of_targets, named
+from ep_plugin.lightning.optimizers import Optimizer, as_optimizer
+from ep_plugin.lightning.resuming import Resuming, knows_optimizers
 from ep_plugin.unnoticed import random_numbers_as_before
 from ep_plugin.validation import chosen, count, positive
-
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _TASK = "ep_plugin_task"  # its place in a checkpoint
 SCHEDULES = {"constant": "lr stays", "cosine": "lr falls to zero along a cosine, step by step"}
@@ -45,7 +44,7 @@ class Task(L.LightningModule):
         self, loss: str | Loss, lr: float, optimizer: Optimizer | None, schedule: str, population: int | None
     ) -> None:
         super().__init__()
-        self.loss, self.lr, self.optimizer = as_loss(loss), positive("lr", lr), optimizer
+        self.loss, self.lr, self.optimizer = as_loss(loss), positive("lr", lr), as_optimizer(optimizer)
         spike_losses.check(self.loss)
         chosen("schedule", schedule, SCHEDULES)
         self.schedule = schedule
@@ -117,7 +116,7 @@ class Task(L.LightningModule):
                 {f"{stage}/{k}": v for k, v in values.items()},
                 on_step=False,
                 on_epoch=True,
-                batch_size=samples,
+                batch_size=float(samples),  # type: ignore[arg-type]  # of whole numbers it cuts the processes' mean off
                 prog_bar=False,
                 sync_dist=True,  # several processes: over all their images, once an epoch
                 **options,
@@ -168,16 +167,34 @@ class Task(L.LightningModule):
         checkpoint[_TASK] = self._told()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        here = self._told()
+        here, there = self._told(), checkpoint.get(_TASK, {})
         if self._trainer is None or self._trainer.state.fn != "fit":  # no rate has a part in an evaluation
             here = {name: here[name] for name in ("loss", "population")}
-        saved = {name: value for name, value in checkpoint.get(_TASK, {}).items() if name in here}
+        else:
+            self._require_same_schedule(there.get("schedule", self.schedule))
+            if self._has_own_optimizer() or knows_optimizers(checkpoint):  # with which the rate is compared
+                del here["lr"]
+        saved = {name: value for name, value in there.items() if name in here}
         if changed := [f"{name} was {v!r} and is {here[name]!r}" for name, v in saved.items() if v != here[name]]:
+            kept = ". (A training that goes on keeps the checkpoint's learning rate)" if "lr" in here else ""
             warnings.warn(
                 f"the checkpoint's task had other settings: {'; '.join(changed)}. Give {type(self).__name__} the same "
-                "if that is not meant. (A training that goes on keeps the checkpoint's learning rate in any case)",
+                f"if that is not meant{kept}",
                 stacklevel=2,
             )
+
+    def _require_same_schedule(self, saved: str) -> None:
+        """A rate that has come down stays down, and a cosine that begins late does not end at zero."""
+        if saved != self.schedule:
+            raise ValueError(
+                f'schedule is "{self.schedule}", and the checkpoint\'s is "{saved}"; a training cannot change it '
+                f'on the way. Give schedule="{saved}"; or begin a new training of its weights: '
+                f"{type(self).__name__}.load_from_checkpoint(...)"
+            )
+
+    def _has_own_optimizer(self) -> bool:
+        """Whether one is given here, or by the command line's --optimizer, which replaces the method."""
+        return self.optimizer is not None or "configure_optimizers" in vars(self)
 
     def on_train_start(self) -> None:
         """Refuses a cosine that a checkpoint has brought along and that does not end where this training does."""
@@ -202,6 +219,11 @@ class Task(L.LightningModule):
             optimizer = self.optimizer(self.parameters())
         if self.schedule == "constant":
             return optimizer
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f'schedule="{self.schedule}": optimizer returned a {type(optimizer).__name__}; expected an optimizer '
+                'alone, or schedule="constant" beside one that brings its own schedule'
+            )
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(

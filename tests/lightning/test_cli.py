@@ -203,6 +203,28 @@ def test_settings_that_would_not_count_are_one_line(options, message):
     assert "Traceback" not in done.output
 
 
+def test_a_logger_whose_package_is_not_there_is_one_line(monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    done = run("fit", *DIGITS, *SHORT, "--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=tb")
+    assert done.exit_code == 2
+    (line,) = [line for line in done.output.splitlines() if "ensorboard" in line]
+    assert line.startswith("ep-plugin: Neither `tensorboard` nor `tensorboardX` is available")
+    assert "Traceback" not in done.output
+
+
+def test_another_optimizer_is_told_where_a_training_goes_on():
+    sgd = [*DIGITS, *SHORT[1:], "--optimizer=SGD"]
+    assert run("fit", *sgd, "--optimizer.lr=0.1", "--trainer.max_epochs=1").exit_code == 0
+    (kept,) = Path("lightning_logs").glob("version_0/checkpoints/*.ckpt")
+    longer = ["--trainer.max_epochs=2", "--ckpt_path", str(kept)]
+    with pytest.warns(UserWarning, match=r"optimizer had other settings: lr was 0\.1 and is 0\.2\. "):
+        assert run("fit", *sgd, "--optimizer.lr=0.2", *longer).exit_code == 0
+    done = run("fit", *DIGITS, *SHORT[1:], "--optimizer=Adam", *longer)
+    assert done.exit_code == 2
+    assert "ep-plugin: the checkpoint's optimizer is SGD, and this training's is Adam" in " ".join(done.output.split())
+
+
 def test_a_cosine_goes_on_only_to_its_own_end():
     cosine = [*DIGITS, *SHORT[1:], "--model.init_args.schedule=cosine"]
     assert run("fit", *cosine, "--trainer.max_epochs=1").exit_code == 0

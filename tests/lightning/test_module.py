@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 
 import lightning as L
@@ -285,6 +286,34 @@ def test_refusals():
         ep.BPTTLightningModule(net, 0)
     with pytest.raises(ValueError, match="init_hidden=True"):
         ep.BPTTLightningModule(nn.Sequential(nn.Linear(2, 2), snn.Leaky(beta=0.5)), 5)
+
+
+NO_FUNCTIONS = {
+    "SGD": (
+        lambda p: torch.optim.SGD(p, 0.1),
+        r"an instance of SGD; .*: lambda parameters: torch\.optim\.SGD\(.*0\.1\)",
+    ),
+    "of the package": (ep.MuonAdamW, r"an instance of MuonAdamW; .*: MuonAdamW\(parameters, lr="),
+    "a name": (lambda _: "adam", r"'adam'; .*: torch\.optim\.SGD\("),
+}
+
+
+@pytest.mark.parametrize("case", NO_FUNCTIONS)
+def test_an_optimizer_that_is_no_function_is_refused(case):
+    make, message = NO_FUNCTIONS[case]
+    model, net = make_model()
+    optimizer = make(net.parameters())
+    for kind, of in ((ep.EPLightningModule, model), (ep.BPTTLightningModule, net)):
+        with pytest.raises(TypeError, match=r"optimizer is .*expected a function of the parameters") as refused:
+            kind(of, optimizer=optimizer)
+        assert re.search(message, str(refused.value))
+
+
+def test_a_cosine_takes_an_optimizer_alone(tmp_path):
+    """One with a schedule of its own has no place for it."""
+    task = ep.EPLightningModule(make_model()[0], optimizer=scheduled, schedule="cosine")
+    with pytest.raises(TypeError, match=r'"cosine": optimizer returned a tuple; expected an optimizer alone, or sched'):
+        trainer(tmp_path).fit(task, loader())
 
 
 def test_final_output_neuron():

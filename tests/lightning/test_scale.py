@@ -23,8 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 WORKER = Path(two_processes.__file__)
 
 
-def start(directory, strategy, **environment):
-    command = [sys.executable, str(WORKER), str(directory), strategy]
+def start(directory, *what, **environment):
+    command = [sys.executable, str(WORKER), str(directory), *what]
     return subprocess.Popen(
         command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -40,6 +40,14 @@ def finish(processes, seconds):
             process.kill()
 
 
+def run_both(directory, *what):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    finish([start(directory, "ddp", *what, LOCAL_RANK=rank, **place) for rank in "01"], 90)
+
+
 def assert_close(result, expected, tolerance):
     for own, other in zip(result, expected, strict=True):
         assert own.keys() == other.keys()
@@ -52,16 +60,22 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
 
     Between bfloat16 products the sums of half a batch and of a whole one are rounded differently.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    finish([start(tmp_path, "ddp", LOCAL_RANK=rank, **place) for rank in "01"], 90)
+    run_both(tmp_path)
     for case, (_, precision) in two_processes.CASES.items():
         expected = two_processes.train(case, tmp_path, two_processes.GLOBAL_BATCH)
         for rank in "01":
             result = torch.load(tmp_path / f"{case}-{rank}.pt")
             assert_close(result, expected, 1e-12 if precision == "64-true" else 1e-2)
+
+
+def test_two_processes_that_count_other_numbers_of_targets_are_one(tmp_path):
+    """7 of the one's targets count, and 12 of the other's."""
+    run_both(tmp_path, "targets")
+    (expected,) = two_processes.validate(tmp_path, two_processes.GLOBAL_BATCH)
+    assert {"val/loss", "val/accuracy", "val/residual"} <= expected.keys()
+    for rank in "01":
+        (found,) = torch.load(tmp_path / f"targets-{rank}.pt")
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.slow

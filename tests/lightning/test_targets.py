@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from functools import partial
 
 import pytest
 import snntorch as snn
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ep_plugin as ep
+from ep_plugin.lightning.losses import is_mean_of_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -93,11 +95,15 @@ def test_mse_of_classes_is_that_of_one_hot_targets_and_other_shapes_are_refused(
     assert task.loss_of(torch.rand(2, 3), torch.rand(2, 3)) > 0
 
 
-def test_targets_that_the_loss_leaves_out_do_not_count(tmp_path):
+LEAVES_255_OUT = [nn.CrossEntropyLoss(ignore_index=255), partial(F.cross_entropy, ignore_index=255)]
+
+
+@pytest.mark.parametrize("loss", LEAVES_255_OUT, ids=["module", "partial"])
+def test_targets_that_the_loss_leaves_out_do_not_count(loss, tmp_path):
     y = PIXELS.clone()
     y[:, :3] = 255
     y[:7] = 255  # all of a batch
-    task = ep.EPLightningModule(ep.convert(pixelwise(3)), nn.CrossEntropyLoss(ignore_index=255))
+    task = ep.EPLightningModule(ep.convert(pixelwise(3)), loss)
     (logged,) = trainer(tmp_path).validate(task, batches(y), verbose=False)
     assert math.isnan(logged["val/loss"])  # PyTorch's mean over nothing
     right = (task.model.eval()(X).argmax(1) == y)[y != 255]
@@ -344,12 +350,21 @@ def test_what_a_checkpoint_does_not_restore_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"other settings: population was 4 and is None\. Give"):
         ep.EPLightningModule.load_from_checkpoint(path, model=net())
     changed = ep.EPLightningModule(net(), population=4, lr=0.02)
-    with pytest.warns(UserWarning, match=r"lr was 0\.01 and is 0\.02.* keeps the checkpoint's learning rate"):
+    with pytest.warns(UserWarning, match=r"lr was 0\.01 and is 0\.02\. .* keeps the checkpoint's"):
         trainer(tmp_path, max_epochs=2).fit(changed, data, ckpt_path=path)
     again = net()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the checkpoint's task had other settings")
         ep.EPLightningModule.load_from_checkpoint(path, model=again, population=4)
+
+
+def test_other_means_are_weighted_by_their_samples():
+    weight = torch.ones(3)
+    of_targets = [F.cross_entropy, partial(F.cross_entropy, ignore_index=255), nn.CrossEntropyLoss()]
+    others = [partial(F.cross_entropy, weight=weight), partial(F.cross_entropy, reduction="sum"), partial(F.mse_loss)]
+    others += [partial(F.cross_entropy, size_average=False), nn.CrossEntropyLoss(weight), F.mse_loss]
+    assert all(is_mean_of_targets(loss) for loss in of_targets)
+    assert not any(is_mean_of_targets(loss) for loss in others)
 
 
 class OwnStep(ep.EPLightningModule):
@@ -395,7 +410,15 @@ def test_inputs_without_time_where_time_is_expected(tmp_path):
         trainer(tmp_path).fit(task, DataLoader(TensorDataset(X, CLASSES), N))
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(label_smoothing=0.1)])
+CROSS_ENTROPIES = {
+    "by name": "cross_entropy",
+    "module": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "function": F.cross_entropy,
+    "partial": partial(F.cross_entropy, reduction="mean", ignore_index=-100, label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", CROSS_ENTROPIES.values(), ids=CROSS_ENTROPIES)
 def test_a_validation_s_loss_is_the_mean_over_targets_that_count(loss, tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -1,7 +1,8 @@
 """A training that test_scale.py does in one process and in two.
 
 As a program: `two_processes.py DIRECTORY STRATEGY` trains every case in one of two processes (told
-apart by LOCAL_RANK), or in two that Lightning spawns, and leaves the weights and metrics there.
+apart by LOCAL_RANK), or in two that Lightning spawns, and leaves the weights and metrics there; with
+`targets` after it, only the metrics of a validation with targets that do not count.
 """
 
 import os
@@ -68,9 +69,26 @@ def train(case, directory, batch_size, **options):
     return {k: v.detach().clone() for k, v in task.state_dict().items()}, metrics
 
 
+def validate(directory, batch_size, **options):
+    """What is logged where the processes have other numbers of targets that count."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), snn.Leaky(beta=0.5), nn.Linear(6, 10))
+    images = Images(batch_size)
+    images.images.tensors[1][0:20:4] = -100
+    trainer = L.Trainer(
+        default_root_dir=directory, accelerator="cpu", precision="64-true", use_distributed_sampler=False,
+        logger=False, enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    return trainer.validate(ep.EPLightningModule(ep.convert(net, encoder="graded")), images, verbose=False)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    directory, strategy = Path(sys.argv[1]), sys.argv[2]
+    directory, strategy, *what = Path(sys.argv[1]), *sys.argv[2:]
+    if what == ["targets"]:
+        logged = validate(directory, GLOBAL_BATCH // 2, strategy=strategy, devices=2)
+        torch.save(logged, directory / f"targets-{os.environ['LOCAL_RANK']}.pt")
+        sys.exit()
     cases = CASES if strategy == "ddp" else ["spiking"]
     for case in cases:
         result = train(case, directory, GLOBAL_BATCH // 2, strategy=strategy, devices=2)
