@@ -49,23 +49,41 @@ class MuonAdamW(torch.optim.Optimizer):
             raise TypeError(f"a parameter is a {type(wrong).__name__}; expected tensors, such as model.parameters()")
         if not given:
             raise ValueError("there is no parameter; expected those of a model, such as model.parameters()")
-        weights = [p for p in given if sum(size > 1 for size in p.shape) > 1]
+        weights = [p for p in given if _is_matrix(p)]
         # The readout's, which has one row where the output is one number.
         last = next((p for p in reversed(given) if p.dim() == 2 or any(p is w for w in weights)), None)
         weights = [p for p in weights if p is not last]
         chosen = {id(p) for p in weights}
         rest = [p for p in given if id(p) not in chosen]
-        options: dict[str, Any] = {
+        muon: dict[str, Any] = {
             "lr": positive("lr", lr),
             "momentum": fraction("momentum", momentum),
             "weight_decay": not_negative("weight_decay", weight_decay),
         }
-        self._matrices = {p: nn.Parameter(torch.empty(1, 1)) for p in weights}
-        self._muon = torch.optim.Muon([*self._matrices.values(), nn.Parameter(torch.empty(1, 1))], **options)
-        self._adamw = torch.optim.AdamW(rest, positive("adamw_lr", adamw_lr), weight_decay=0.0)
-        muon, adamw = ({k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (self._muon, self._adamw))
-        groups = [{"params": weights, **muon}, {"params": rest, **adamw}]
+        adamw: dict[str, Any] = {"lr": positive("adamw_lr", adamw_lr), "weight_decay": 0.0}
+        unused = [nn.Parameter(torch.empty(1, 1))]
+        # Groups that are added later take these.
+        self._of_muon = _settings(torch.optim.Muon(unused, **muon))
+        self._of_adamw = _settings(torch.optim.AdamW(unused, **adamw))
+        groups = [{"params": weights}, {"params": rest, **self._of_adamw}]
         super().__init__([group for group in groups if group["params"]], {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_of_muon": self._of_muon, "_of_adamw": self._of_adamw}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """More parameters to train: Muon for all weights of two dimensions or more, AdamW for the rest.
+
+        Args:
+            param_group: "params", and what is to differ from the optimizer's own: "lr", "momentum", "weight_decay".
+                They are Muon's. AdamW's rate has the ratio to "lr" that the optimizer's own two rates have. With
+                AdamW's "betas", the group is AdamW's alone, and so is its "lr".
+
+        Example:
+            >>> optimizer = ep.MuonAdamW(model.readout.parameters())
+            >>> optimizer.add_param_group({"params": model.connections.parameters(), "lr": 0.02})
+        """
+        super().add_param_group({**(self._of_adamw if _is_adamws(param_group) else self._of_muon), **param_group})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -81,24 +99,49 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        *first, rest = self.param_groups
-        for group in first:
-            self._step_matrices(group)
-        # What is kept of a parameter, and the rates, are this optimizer's own: checkpoints and schedules know no other.
-        self._adamw.param_groups, self._adamw.state = [rest], self.state
-        self._adamw.step()
+        for group in self.param_groups:
+            if _is_adamws(group):
+                self._step_adamw(group)
+            else:
+                self._step_muon({**group, "params": [p for p in group["params"] if _is_matrix(p)]})
+                ratio = self._of_adamw["lr"] / self._of_muon["lr"]
+                rest = [p for p in group["params"] if not _is_matrix(p)]
+                self._step_adamw({**self._of_adamw, "params": rest, "lr": ratio * group["lr"]})
         return loss
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
+    def _step_adamw(self, group: dict[str, Any]) -> None:
+        if group["params"]:
+            # What is kept of a parameter is this optimizer's own: checkpoints know no other.
+            _step(torch.optim.AdamW(group["params"]), group, self.state)
+
+    def _step_muon(self, group: dict[str, Any]) -> None:
         trained = [p for p in group["params"] if p.grad is not None]
-        for p in trained:
-            matrix = self._matrices[p]
-            matrix.data, matrix.grad = p.data.flatten(1), p.grad.to(p.dtype).flatten(1)
-            self._muon.state[matrix] = self.state[p]
-        self._muon.param_groups = [{**group, "params": [self._matrices[p] for p in trained]}]
-        self._muon.step()
-        for p in trained:
-            matrix = self._matrices[p]
+        if not trained:
+            return
+        matrices = [p.detach().flatten(1) for p in trained]
+        for p, matrix in zip(trained, matrices, strict=True):
+            matrix.grad = p.grad.to(p.dtype).flatten(1)
+        state = {matrix: self.state[p] for p, matrix in zip(trained, matrices, strict=True)}
+        _step(torch.optim.Muon(matrices), {**group, "params": matrices}, state)
+        for p, matrix in zip(trained, matrices, strict=True):
             if matrix.data_ptr() != p.data_ptr():  # what is not contiguous was copied
                 p.copy_(matrix.view_as(p))
-            matrix.grad = None
+
+
+def _is_matrix(p: Tensor) -> bool:
+    return sum(size > 1 for size in p.shape) > 1
+
+
+def _is_adamws(group: dict[str, Any]) -> bool:
+    """Whether AdamW alone steps a group: by what only it has, so that no mark is needed in checkpoints."""
+    return "betas" in group
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+
+
+def _step(optimizer: torch.optim.Optimizer, group: dict[str, Any], state: Any) -> None:
+    """A step of PyTorch's with the settings of a group, and with what is kept of its parameters."""
+    optimizer.param_groups, optimizer.state = [group], state
+    optimizer.step()

@@ -1,6 +1,7 @@
 """Muon for weights between neurons, AdamW for the rest."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -141,3 +142,69 @@ def test_the_last_weight_may_have_one_row():
     muon, adamw = ep.MuonAdamW(net.parameters()).param_groups
     assert [id(p) for p in muon["params"]] == [id(net[0].weight), id(net[1].weight)]
     assert any(p is net[2].weight for p in adamw["params"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_copy_goes_on_as_the_original(copied, before):
+    net = make()
+    optimizer = ep.MuonAdamW(net.parameters())
+    steps(net, optimizer, before)
+    again, other = copied((net, optimizer))
+    expected = steps(net, optimizer, 2, before)
+    found = steps(again, other, 2, before)
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
+    other.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))]})
+    assert other.param_groups[-1]["lr"] == 0.1
+
+
+def test_an_added_group_is_stepped_by_the_same_rule():
+    """The readout at first, and the rest added, is the optimizer of all."""
+    net, again = make(), make()
+    expected = steps(net, ep.MuonAdamW(net.parameters(), adamw_lr=2e-3), 3)
+    optimizer = ep.MuonAdamW(again[3].parameters(), adamw_lr=2e-3)
+    optimizer.add_param_group({"params": again[:3].parameters()})
+    found = steps(again, optimizer, 3)
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_rate_of_an_added_group_counts_for_both_rules():
+    net, again, first = make(), make(), nn.Parameter(torch.ones(2))
+    expected = steps(net, ep.MuonAdamW([*net[:3].parameters(), net[3].weight], lr=0.02), 1)
+    optimizer = ep.MuonAdamW([first])
+    optimizer.add_param_group({"params": again[:3].parameters(), "lr": 0.02})
+    found = steps(again, optimizer, 1)
+    assert torch.equal(found[0].weight, expected[0].weight)
+    assert torch.equal(first, torch.ones(2))
+    change = (found[0].bias - make()[0].bias).abs()
+    torch.testing.assert_close(change, torch.full_like(change, 0.2 * 5e-3), rtol=1e-2, atol=0)
+    optimizer.param_groups[-1]["lr"] = 0.0  # as schedules and finetuning set it
+    before = copy.deepcopy(again)
+    steps(again, optimizer, 1, 1)
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), before.parameters(), strict=True))
+
+
+def test_a_group_with_betas_is_all_adamws():
+    weight, other = (nn.Parameter(torch.ones(3, 3)) for _ in range(2))
+    optimizer = ep.MuonAdamW([nn.Parameter(torch.ones(2))])
+    optimizer.add_param_group({"params": [weight], "lr": 0.01, "betas": (0.9, 0.99)})
+    for p, rule in ((weight, optimizer), (other, torch.optim.AdamW([other], 0.01, (0.9, 0.99), weight_decay=0.0))):
+        p.grad = torch.eye(3)
+        rule.step()
+    assert torch.equal(weight, other)
+
+
+def test_groups_that_were_added_are_kept_in_checkpoints():
+    net = make()
+    optimizer = ep.MuonAdamW(net[3].parameters())
+    optimizer.add_param_group({"params": net[:3].parameters(), "lr": 0.03})
+    steps(net, optimizer, 2)
+    again, kept = copy.deepcopy(net), pickle.loads(pickle.dumps(optimizer.state_dict()))
+    other = ep.MuonAdamW(again[3].parameters())
+    other.add_param_group({"params": again[:3].parameters()})
+    other.load_state_dict(kept)
+    expected, found = steps(net, optimizer, 2, 2), steps(again, other, 2, 2)
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
