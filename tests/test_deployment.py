@@ -8,7 +8,7 @@ import pytest
 import snntorch as snn
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm, spectral_norm, weight_norm
 
 import ep_plugin as ep
 from ep_plugin.models import CenteredWeight
@@ -395,3 +395,122 @@ def test_functions_whose_arguments_have_names_are_written_out():
     torch.manual_seed(0)
     model, x = ep.convert(Keywords(), encoder="graded").eval(), torch.rand(4, 8)
     torch.testing.assert_close(ep.to_snntorch(model, num_steps=400)(x), model(x), atol=5e-3, rtol=0)
+
+
+class AfterSum(nn.Module):
+    """A module behind a sum of spikes: two connections with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.last = (nn.Linear(n, m) for n, m in ((8, 6), (6, 6), (6, 5), (5, 3)))
+        self.one, self.two, self.three = (snn.Leaky(0.9, init_hidden=True) for _ in range(3))
+
+    def forward(self, x):
+        one = self.one(self.first(x))
+        return self.last(self.three(self.third(one + self.two(self.second(one)))))
+
+
+def settled_and_written_out(net, x, deploy):
+    model = ep.convert(net, encoder="graded").eval()
+    torch.testing.assert_close(deploy(model, 100)(x), model(x), atol=1e-2, rtol=0)
+
+
+def pruned(module):
+    return prune.l1_unstructured(module, "weight", 0.5)
+
+
+def pruned_for_good(module):
+    return prune.remove(pruned(module), "weight")
+
+
+HOOKED = [
+    (pruned, pruned_for_good),
+    (weight_norm, lambda module: remove_weight_norm(weight_norm(module))),
+    (spectral_norm, lambda module: remove_spectral_norm(spectral_norm(module))),
+]
+
+
+def with_a_part_changed(part, change):
+    torch.manual_seed(0)
+    net = AfterSum().eval()
+    change(getattr(net, part))
+    return net
+
+
+@BOTH
+@pytest.mark.parametrize(("change", "settled"), HOOKED)
+@pytest.mark.parametrize("part", ["first", "third", "last"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_hooks_make_are_written_out_as_they_are(part, change, settled, deploy):
+    net, other = with_a_part_changed(part, change), with_a_part_changed(part, settled)
+    x = torch.rand(4, 8)
+    for options in ({}, {"feedback": True, "input_shape": (8,)}):
+        plain, expected = (deploy(ep.convert(n), 6, **options) for n in (net, other))
+        assert torch.equal(plain(x), expected(x))
+        assert plain.state_dict().keys() == expected.state_dict().keys()
+        assert not any(m._forward_pre_hooks for m in plain.modules())
+    assert getattr(net, part)._forward_pre_hooks
+
+
+def test_a_weight_that_was_trained_after_pruning_is_written_out():
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Linear(8, 6), leaky(), pruned(nn.Linear(6, 5)), leaky(), nn.Linear(5, 3)),
+        torch.rand(4, 8),
+    )
+    ep.convert(net)(x)
+    with torch.no_grad():
+        net[2].weight_orig.mul_(-1)
+    expected = net[2].weight_orig * net[2].weight_mask
+    plain = ep.to_snntorch(ep.convert(net).eval(), 4)
+    assert any(torch.equal(m.weight, expected) for m in plain.modules() if isinstance(m, nn.Linear))
+    with pytest.raises(ValueError, match=r"weight a hook makes.*prune.remove\(module, 'weight'\)"):
+        ep.convert(net, feedback_weights="separate")
+    prune.remove(net[2], "weight")
+    ep.convert(net, feedback_weights="separate")
+
+
+@BOTH
+def test_a_parametrized_weight_behind_a_sum_is_written_out(deploy):
+    torch.manual_seed(0)
+    net = AfterSum()
+    parametrize.register_parametrization(net.third, "weight", CenteredWeight())
+    settled_and_written_out(net, torch.rand(4, 8), deploy)
+
+
+class View(nn.Module):
+    """Flattens by view(-1, n), in the loop or in a module."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return x.view(-1, self.size)
+
+
+class Flattening(nn.Module):
+    def __init__(self, first, size, inline):
+        super().__init__()
+        self.first, self.second, self.last = first, nn.Linear(size, 6), nn.Linear(6, 3)
+        self.one, self.two, self.view, self.inline = snn.Leaky(0.9), snn.Leaky(0.9), View(size), inline
+
+    def forward(self, x):
+        a, b = self.one.reset_mem(), self.two.reset_mem()
+        for _ in range(5):
+            s, a = self.one(self.first(x), a)
+            s = s.view(-1, self.view.size) if self.inline else self.view(s)
+            s, b = self.two(self.second(s), b)
+            out = self.last(s)
+        return out
+
+
+@BOTH
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("image", [True, False])
+def test_view_between_neurons_is_written_out(image, inline, deploy):
+    torch.manual_seed(0)
+    first, size, x = (
+        (nn.Conv2d(1, 4, 2), 36, torch.rand(4, 1, 4, 4)) if image else (nn.Linear(8, 12), 12, torch.rand(4, 8))
+    )
+    settled_and_written_out(Flattening(first, size, inline), x, deploy)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_nir import order
 from torch import nn
+from torch.nn.utils import prune
 
 import ep_plugin as ep
 from ep_plugin.models import StandardizedWeight, convolutional_2c2fc, residual
@@ -179,3 +180,14 @@ def test_refusals(net, shape, said):
 def test_feedback_is_true_or_false():
     with pytest.raises(TypeError, match=r"feedback is 0\.5; expected True or False"):
         ep.to_nir(ep.convert(perceptron()[0]), feedback=0.5)
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_pruned_weights_are_written_as_they_are(at, feedback):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), snn.Leaky(0.9), nn.Linear(6, 5), snn.Leaky(0.9), nn.Linear(5, 3))
+    prune.l1_unstructured(net[at], "weight", 0.5)
+    graph, x = ep.to_nir(ep.convert(net).eval(), (8,), feedback=feedback), torch.rand(4, 8)
+    expected = ep.convert(net, encoder="graded").eval()(x)
+    torch.testing.assert_close(ep.from_nir(graph, encoder="graded").eval()(x), expected)

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ep_plugin.deployment.copies import without_weight_hooks
 from ep_plugin.deployment.loop import Loop, Neuron, Tracer, edges
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.extras import needed_by
@@ -181,6 +182,7 @@ def _written_out(
 ) -> fx.GraphModule:
     num_steps = count("num_steps", num_steps)
     require_forward(model, shapes is not None)
+    model = without_weight_hooks(model)
     with torch.no_grad():
         loop = Loop(model, num_steps, spikes, shapes, neuron, charged_by_hand)
         try:

@@ -3,14 +3,19 @@
 import copy
 from typing import Any
 
-from torch import nn
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ep_plugin.conversion.concatenation import Measuring
+from ep_plugin.linear.base import follow
 from ep_plugin.linear.concatenation import Placement
+from ep_plugin.linear.dense import FlattenedTo
 from ep_plugin.linear.modules import FixedNormalization, SharedDropout
 from ep_plugin.linear.read_noise import ReadNoise
 from ep_plugin.linear.separate import SeparateFeedback
+from ep_plugin.network import ConvergentNetwork
 
 
 class Copies:
@@ -23,9 +28,49 @@ class Copies:
         # A connection's fixed normalization is the ordinary one in evaluation, its dropout is none.
         copied = _replaced(copy.deepcopy(module, self._memo))
         for m in copied.modules():
-            if parametrize.is_parametrized(m):
-                _settle_parametrizations(m)
+            if parametrize.is_parametrized(_original(m)):
+                _settle_parametrizations(_original(m))
+            follow(m)
         return copied.eval().float()
+
+
+def without_weight_hooks(model: ConvergentNetwork) -> ConvergentNetwork:
+    """The network with the weights that pruning and the old weight_norm and spectral_norm make in hooks, as ordinary
+    parameters: a copy, or itself if it has none of these."""
+    owners = {owner for m in model.modules() for owner in (m, _original(m))}
+    if not any(map(_weight_hooks, owners)):
+        return model
+    if model.origin is not None:
+        model.origin.check(model)  # the copy has none
+    # What a hook has made is no leaf, and no deepcopy takes it.
+    made = (v for owner in owners for v in vars(owner).values() if isinstance(v, Tensor))
+    memo: dict[int, Any] = {id(model.origin): None, **{id(v): v.detach().clone() for v in made}}
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        _settle_hooks(_original(module))
+        follow(module)
+    return copied
+
+
+def _original(module: nn.Module) -> Any:
+    """What a `linear_copy` follows; any other module itself."""
+    return vars(module).get("copied_from", (module,))[0]
+
+
+def _weight_hooks(module: nn.Module) -> list[Any]:
+    kinds = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
+
+
+def _settle_hooks(module: nn.Module) -> None:
+    """Weights as hooks have made them, as ordinary parameters."""
+    for hook in _weight_hooks(module):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+        elif isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        else:
+            remove_spectral_norm(module, hook.name)
 
 
 def _settle_parametrizations(module: Any) -> None:
@@ -51,6 +96,8 @@ def _replaced(module: nn.Module) -> nn.Module:
         return _replaced(module[0])
     if isinstance(module, Placement):
         return _padding(module)
+    if isinstance(module, FlattenedTo):  # whose look at the size is no module
+        return nn.Flatten()
     for name, child in list(module.named_children()):
         setattr(module, name, _replaced(child))
     return module

@@ -280,7 +280,8 @@ def follow(made: Any) -> None:
     if module is None:
         return
     made.__class__ = type(module)
-    vars(made).update(vars(module))
+    vars(made).clear()  # of what the module no longer has
+    vars(made).update({"copied_from": (module,), **vars(module)})
     if hasattr(module, "value"):  # of a padding
         made.value = 0.0
     elif getattr(module, "bias", None) is not None:

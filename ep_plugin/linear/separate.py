@@ -36,6 +36,7 @@ class SeparateFeedback(nn.Module):
 
     Raises:
         TypeError: the module has another type.
+        ValueError: its weight is made by a hook, as pruning does.
 
     Example:
         >>> connection = ep.Connection(ep.chips.SeparateFeedback(nn.Linear(32, 16)), source=0, target=1)
@@ -46,6 +47,12 @@ class SeparateFeedback(nn.Module):
         if not isinstance(module, WEIGHTED):
             raise TypeError(
                 f"SeparateFeedback was given a {type(module).__name__}; expected a linear layer or convolution"
+            )
+        if isinstance(vars(module).get("weight"), Tensor):
+            raise ValueError(
+                f"SeparateFeedback was given a {type(module).__name__} whose weight a hook makes, which its feedback "
+                "would not follow; expected one without (torch.nn.utils.prune.remove(module, 'weight') after pruning, "
+                "or torch.nn.utils.parametrizations in place of the old weight_norm and spectral_norm)"
             )
         self.module = module
         self.feedback = copy.deepcopy(module)

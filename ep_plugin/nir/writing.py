@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ep_plugin.chips.neurons import add_read_noise
+from ep_plugin.deployment.copies import without_weight_hooks
 from ep_plugin.dynamics.layer import Layer
 from ep_plugin.dynamics.system import System
 from ep_plugin.linear.connection import Connection
@@ -91,7 +92,12 @@ def to_nir(model: ConvergentNetwork, input_shape: Sequence[int] | None = None, f
         raise TypeError(f"feedback is {feedback!r}; expected True or False")
     _check(model)
     shape = resolved_shape(model.stem, input_shape, "to_nir(model, (1, 28, 28))")
-    network = copy.deepcopy(model).to("cpu", torch.float64).eval().variant(encoder="graded", time_varying=False)
+    network = (
+        copy.deepcopy(without_weight_hooks(model))
+        .to("cpu", torch.float64)
+        .eval()
+        .variant(encoder="graded", time_varying=False)
+    )
     add_read_noise(network, 0)  # a chip brings its own
     with torch.no_grad():
         system = network.system(torch.zeros(1, *shape, dtype=torch.float64))
