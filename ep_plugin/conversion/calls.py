@@ -1,10 +1,9 @@
 """Functions that a forward calls: sums, shapes, concatenations, and any function of one value or several."""
 
-from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ep_plugin.conversion import frames as f
 from ep_plugin.conversion.functions import RESHAPES, Size, Slot
@@ -14,7 +13,7 @@ from ep_plugin.conversion.records import concatenation
 from ep_plugin.conversion.selection import unsqueezed
 from ep_plugin.conversion.state import State, flat
 from ep_plugin.conversion.values import SIGNALS, ZEROS, Record, Several, Unknown, Value, recorded, whole_record
-from ep_plugin.conversion.watch import DRAWS, function_name
+from ep_plugin.conversion.watch import function_name
 
 
 class Calls(State):
@@ -67,9 +66,13 @@ class Calls(State):
             return Record(self._then(name, made, value.signal), 0, value.steps)  # type: ignore[arg-type]
         batch, first = self._size_of(node.args[0], 0), self._size_of(node, 0)
         first = int(sizes[0]) if first is None else first
-        if batch is not None and first not in (-1, batch):
+        swaps = [size.of for size in sizes[:2] if isinstance(size, Size)] == [(node.args[0], 1), (node.args[0], 0)]
+        if swaps or (batch is not None and first not in (-1, batch)):
             return Unknown(
-                f"{name}{tuple(map(int, sizes))}, which mixes samples; expected the batch's size first", True
+                f"{name}{tuple(map(int, sizes))}, which mixes samples; expected the batch's size first (permute and "
+                "transpose move axes; where steps are folded into the batch, call modules on one step, inside the "
+                "loop)",
+                explained=True,
             )
         try:
             made = self.modules_of(Tensor.reshape, sizes, options)
@@ -135,54 +138,6 @@ class Calls(State):
             slots = [Slot(nodes.index(v)) for v in values]
             return Joined("stack", self.one.function(torch.stack, (slots, dim)), tuple(nodes))
         return concatenation(values, dim, self.one)
-
-
-def in_state(call: fx.Node, made: Container[str], constant: Callable[[fx.Node], Tensor | None]) -> fx.Node | None:
-    """What the state that a neuron is handed depends on, beside what that neuron returned.
-
-    Args:
-        call: of the neuron.
-        made: functions of which only the shape of their argument counts.
-        constant: the tensor that a node is, if it is one.
-
-    Returns:
-        The input, another module, a parameter, a random draw, or the sum in which a constant is added to what the
-        neuron returned; None if there is nothing of these. What a state begins with is nothing: it is forgotten.
-    """
-    given = next(node for node in call.graph.nodes if node.op == "placeholder")
-    waiting = [a for a in flat([*call.args, *call.kwargs.values()][1:]) if isinstance(a, fx.Node)]
-    seen: dict[fx.Node, None] = {}
-    own = False
-    while waiting:
-        node = waiting.pop()
-        if node.op == "call_module" and node.target == call.target:
-            own = True
-        elif node is given or node.op == "call_module":
-            return node
-        elif node not in seen:
-            seen[node] = None
-            if function_name(node.target) not in made:
-                waiting.extend(node.all_input_nodes)
-    first = sorted(seen, key=lambda node: node.op != "get_attr")  # a parameter tells more than the sum that it is in
-    return next((node for node in first if _drives(node, constant)), None) if own else None
-
-
-def _drives(node: fx.Node, constant: Callable[[fx.Node], Tensor | None]) -> bool:
-    """Whether a node adds something to a state, or is learned, or drawn."""
-    if isinstance(held := constant(node), nn.Parameter) and held.requires_grad:
-        return True
-    if node.op == "get_attr":
-        return False
-    if function_name(node.target) in DRAWS:
-        return True
-    if function_name(node.target).strip("_") not in _SUMS:
-        return False
-    numbers = [a for a in node.args if isinstance(a, (int, float)) and a != 0]
-    tensors = [t for a in node.args if isinstance(a, fx.Node) and (t := constant(a)) is not None and bool(t.any())]
-    return bool(numbers or tensors)
-
-
-_SUMS = ("add", "radd", "iadd", "sub", "rsub", "isub", "subtract")
 
 
 def first_unknown(values: list[Any], function: str = "a function") -> Unknown | None:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ep_plugin.conversion.restore import unchanged
 from ep_plugin.conversion.returned import leaves
-from ep_plugin.conversion.tracing import LENGTHS
+from ep_plugin.conversion.sizes import LENGTHS
 from ep_plugin.dynamics.relaxation import Relaxation
 from ep_plugin.network import ConvergentNetwork
 from ep_plugin.unnoticed import buffers_as_before

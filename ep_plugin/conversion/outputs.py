@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ep_plugin.conversion.functions import Function
 from ep_plugin.conversion.plan import Applied, Joined, Plan, Signal, Spikes, signals_in
 from ep_plugin.conversion.returned import Path
+from ep_plugin.conversion.sizes import stands_in
+from ep_plugin.conversion.watch import function_name
 
 
 def neurons_behind(plan: Plan, signal: Signal) -> set[str]:
@@ -43,7 +46,7 @@ def chosen_output(outputs: Sequence[tuple[Path, Signal | ValueError]], plan: Pla
         ValueError: there is none, or it cannot be converted.
     """
     if not outputs:
-        raise ValueError("forward returns no tensor; expected one that depends on a neuron")
+        raise ValueError(f"forward returns no tensor; expected one that depends on a neuron{stands_in(plan.steps)}")
     among = outputs if wanted is None else [(path, s) for path, s in outputs if _begins(path, wanted, outputs)]
     if not among and [path for path, _ in outputs] == [()]:
         raise ValueError(f"output={wanted!r} was given, and forward returns one tensor; leave output out")
@@ -117,3 +120,39 @@ def checked(output: Any) -> None:
     steps = output if isinstance(output, tuple) else (output,)
     if output is not None and not all(isinstance(s, (int, str)) and not isinstance(s, bool) for s in steps):
         raise TypeError(f"output is {output!r}; expected an index, a key, or a tuple of them as a path")
+
+
+_STEPS = frozenset(
+    ["gt", "ge", "lt", "le", "eq", "ne", "greater", "greater_equal", "less", "less_equal", "not_equal"]
+) | frozenset(["bool", "sign", "round", "floor", "ceil", "trunc", "heaviside", "logical_not"])
+"""Functions whose value moves in steps."""
+
+
+def require_gradients(plan: Plan) -> None:
+    """Refuses weights that see neurons through a function without a gradient.
+
+    Of spikes of 0 and 1 it may be a way to say the same, of a rate it is another number, and nothing before is trained.
+
+    Raises:
+        ValueError: with the function, the neuron and the way out. A function behind the last weight, such as one that
+            makes predictions of outputs, is left alone.
+    """
+    for signal in signals_in([plan.output]):
+        if not isinstance(signal, (Applied, Joined)) or not any(True for _ in signal.module.parameters()):
+            continue
+        for inner in signals_in([signal]):
+            name = _step_function(inner)
+            neuron = next((s.neuron for s in signals_in([inner]) if isinstance(s, Spikes)), None)
+            if name is not None and neuron is not None:
+                raise ValueError(
+                    f"what {signal.name!r} receives is made by {name}() of what neuron {neuron!r} sends: a spike of 0 "
+                    "or 1 in the original, and a rate in the converted model, of which a step has no gradient. Leave "
+                    "the function out"
+                )
+
+
+def _step_function(signal: Signal) -> str | None:
+    if not isinstance(signal, (Applied, Joined)) or not isinstance(signal.module, Function):
+        return None
+    name = function_name(signal.module.function).strip("_")
+    return name if name in _STEPS else None

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ep_plugin.conversion import frames as f
-from ep_plugin.conversion.adapters import adapter_for, find_adapter, lifted, place_of, runs_over_time
+from ep_plugin.conversion.adapters import States, adapter_for, find_adapter, lifted, place_of, runs_over_time
 from ep_plugin.conversion.axes import REDUCTIONS
-from ep_plugin.conversion.calls import Calls, first_unknown, in_state
+from ep_plugin.conversion.calls import Calls, first_unknown
 from ep_plugin.conversion.functions import RESHAPES, UNCHANGED, Size, as_sum, may_be_of_another_type
+from ep_plugin.conversion.handed import MADE_LIKE, ZEROS_LIKE, Handed
 from ep_plugin.conversion.linear_functions import Held, constant, is_constant
 from ep_plugin.conversion.plan import Applied, Input, Joined, Plan, Signal, Spikes, sources, substitute_input
 from ep_plugin.conversion.records import Records
@@ -28,8 +30,6 @@ from ep_plugin.conversion.watch import DRAWN, DRAWS, asks_in_place, function_nam
 from ep_plugin.conversion.writing import Writing
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
-_ZEROS = frozenset(["zeros_like", "new_zeros"])
-_MADE = frozenset(["ones_like", "full_like", "empty_like", "new_ones", "new_full", "new_empty", "new_tensor"])
 _SYMBOLS: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name)
     for name in ("getitem", "add", "sub", "mul", "truediv", "neg", "pow", "matmul", "iadd", "isub", "imul", "itruediv")
@@ -54,6 +54,9 @@ class Reader(Selection, Writing, Calls):
         self.modules = dict(net.named_modules())
         self.calls: dict[str, list[frozenset[tuple[int, int]]]] = {}
         self.latest: dict[str, Signal] = {}  # what each neuron receives at the step that is read
+        self.of_each = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+        self.called: Counter[str] = Counter()  # so far
+        self.altered: dict[str, str] = {}  # neurons -> what forward does to their membranes
         self.found = Plan({}, {}, Input(), self.notes)
         self.frames = f.Frames(self.axes, self.shaped, self._inside, self.one, self.modules_of)
         self.records = Records(self.axes, self._of_record, self.notes, self.one)
@@ -158,14 +161,26 @@ class Reader(Selection, Writing, Calls):
         if found is None:
             value = self._leaf(node, self.prefix + name, module, received)
             return self._in_place(node, value) if getattr(module, "inplace", False) is True else value
+        self._require_own_states(node, name, found.states(module))
         if (parts := found.integrator(module)) is not None:
             return self._then(name, self._once(("integrator", name), lambda: parts), received)
-        if (other := in_state(node, (*_ZEROS, *_MADE), self._constant)) is not None:
-            raise ValueError(
-                f"{place_of(name, module)} is handed a state that depends on {self._named(other)}, and states that are "
-                "passed by hand are left out; add that to what the neuron receives, by a linear module"
-            )
         return self._neuron(name, module, self.signal(received, place_of(name, module)))
+
+    def _require_own_states(self, node: fx.Node, name: str, states: States) -> None:
+        """Refuses states by which a neuron does what the converted one would not."""
+        before, self.called[name] = self.called[name], self.called[name] + 1
+        in_a_forward = max(self.of_each[name] // self.trace.calls, 1)
+        handed = Handed(node, states, before % in_a_forward != 0, self._constant)
+        place = place_of(name, self.modules[name])
+        if handed.other is not None:
+            raise ValueError(
+                f"{place} is handed a state that depends on {self._named(handed.other)}, and states that are passed "
+                "by hand are left out; add that to what the neuron receives, by a linear module"
+            )
+        if handed.fault is not None:
+            raise ValueError(f"{place} is handed {handed.fault}")
+        if told := handed.altered.get("mem"):
+            self.altered[name] = told
 
     def _named(self, node: fx.Node) -> str:
         """What a state depends on."""
@@ -210,6 +225,12 @@ class Reader(Selection, Writing, Calls):
         if getattr(module, "inplace", False) is True and (kind := type(module)).__module__.startswith("torch."):
             # Its argument is the new value from now on; the converted model leaves the old one to those before.
             (module,) = self._once(("out of place", kind, module), lambda: [_out_of_place(module)])
+        if getattr(module, "return_indices", False) is True:
+            return Unknown(
+                f"{place_of(name, module)}, which returns indices beside its values; expected return_indices=False "
+                "(a transposed convolution or nn.Upsample in the place of an unpooling)",
+                explained=True,
+            )
         if node.meta.get("frozen") and any(p.requires_grad for p in module.parameters()):
             self._note(f"{name} is called under torch.no_grad(), and is trained here all the same")
         if len(node.args) == 1 and not node.kwargs:
@@ -283,9 +304,9 @@ class Reader(Selection, Writing, Calls):
             if args[1] == "spk":
                 return Spikes(neuron)
             return self._membrane(neuron) if args[1] == "mem" else _state(neuron, "synapse")
-        if name in _ZEROS:
+        if name in ZEROS_LIKE:
             return ZEROS
-        if name in _MADE:
+        if name in MADE_LIKE:
             return UNKNOWN
         if function is getattr:
             return self._attribute(self._raw(args[0]), args[1])
@@ -324,6 +345,12 @@ class Reader(Selection, Writing, Calls):
     def _membrane(self, name: str) -> Value:
         """The membrane that a neuron returns beside its spikes."""
         module, place = self.modules[name], place_of(name, self.modules[name])
+        if name in self.altered:
+            return Unknown(
+                f"{place} is read by its membrane, and forward {self.altered[name]}, while its steady value is what it "
+                "builds up to over the steps; hand it on as it was returned (a factor on it is the leak: set beta)",
+                is_sentence=True,
+            )
         try:
             steady = self._once(("membrane", name), lambda: [adapter_for(module).steady_membrane(place, module)])
         except ValueError as error:

@@ -11,6 +11,7 @@ from ep_plugin.conversion.axes import LIKELY, OfOne, is_axis, without
 from ep_plugin.conversion.functions import Function, Slot
 from ep_plugin.conversion.indexing import is_whole, parsed
 from ep_plugin.conversion.plan import Applied, Joined, Signal, combine
+from ep_plugin.conversion.sizes import stands_in
 from ep_plugin.conversion.values import Record, Several, Unknown, Value, whole_record
 
 _PAIRS = ("max", "min", "median")
@@ -125,11 +126,16 @@ class Records:
                 return whole_record("an index")
             steps = len(range(record.steps)[part])
             if not steps:
-                return Unknown(f"none of the {record.steps} steps of a record; expected one or more", explained=True)
+                return Unknown(
+                    f"none of the {record.steps} steps of a record; expected one or more{stands_in(record.steps)}",
+                    explained=True,
+                )
             return Record(self._rest(record.signal, rest), record.axis - shift, steps)
         if not -record.steps <= part < record.steps:
             return Unknown(
-                f"step {int(part)} of a record of {record.steps} steps; expected one of 0..{record.steps - 1}", True
+                f"step {int(part)} of a record of {record.steps} steps; expected one of 0..{record.steps - 1}"
+                f"{stands_in(record.steps)}",
+                explained=True,
             )
         return self._rest(record.signal, rest)
 

@@ -1,5 +1,7 @@
 """Models that are sequences of modules: `nn.Sequential` and Norse's `SequentialState`, nested if you like."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from ep_plugin.conversion import adapters
@@ -24,8 +26,10 @@ def read(net: nn.Module) -> Plan:
     """The modules one after the other, each neuron's spikes going to the module behind it.
 
     Raises:
-        ValueError: one neuron that keeps its own membrane stands in two places, so that they share it.
+        ValueError: one neuron that keeps its own membrane stands in two places, so that they share it; or a module
+            returns several values.
     """
+    _require_one_value(net)
     plan = Plan({}, {}, Input())
     signal: Signal = plan.output
     for name, module in _leaves(net):
@@ -45,6 +49,35 @@ def read(net: nn.Module) -> Plan:
             signal = Spikes(name)
     plan.output = signal
     return plan
+
+
+def _require_one_value(net: nn.Module) -> None:
+    """Refuses modules that return more than a signal."""
+    for name, container in _containers(net):
+        if getattr(container, "return_hidden", False):
+            choice = "" if name else ", or choose one by convert(net, output=(0, -1)), which is the last one's"
+            raise ValueError(
+                f"{adapters.place_of(name, container)} returns the values of all its modules; expected "
+                f"return_hidden=False{choice}"
+            )
+    for name, module in _leaves(net):
+        is_own = not type(module).__module__.startswith("torch.")  # and may return one value
+        if isinstance(module, (nn.RNNBase, nn.LSTMCell)) and not is_own and adapters.find_adapter(module) is None:
+            raise ValueError(
+                f"{adapters.place_of(name, module)} cannot be converted: it returns its output and the state that it "
+                "keeps over the steps, and a relaxation has no steps over which a state could be kept. Use a recurrent "
+                "neuron in its place (norse.LIFRecurrentCell, snn.RLeaky), or, before the first neuron or after the "
+                "last, a module of your own that begins anew in every call and returns the output alone"
+            )
+
+
+def _containers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every sequence in a sequence with its name, itself included."""
+    if _is_container(net):
+        yield prefix.removesuffix("."), net
+        for name, child in net._modules.items():
+            if child:
+                yield from _containers(child, f"{prefix}{name}.")
 
 
 def _leaves(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:

@@ -11,6 +11,14 @@ from typing import Any
 
 EXAMPLE = "trace it with an input whose sizes are true: convert(net, example_input=x)"
 
+LENGTHS = (37, 41)
+"""Steps of a loop over an unknown size: many, so that what begins after some steps is seen."""
+
+
+def stands_in(steps: int | None) -> str:
+    """What there is to say of a number of steps that may stand for an unknown one."""
+    return f" ({steps} stand for a number of steps that is not known; {EXAMPLE})" if steps in LENGTHS else ""
+
 
 class NotKnown(BaseException):
     """Asked of a traced value what only a value has; the message says what, and the way out.
@@ -21,7 +29,20 @@ class NotKnown(BaseException):
 
 
 class Size(int):
-    """An unknown size of the input, or what is reckoned with one."""
+    """An unknown size of the input, or what is reckoned with one.
+
+    Attributes:
+        of: the value whose size it is, and the axis; None for what is reckoned.
+    """
+
+    of: tuple[Any, int] | None = None
+
+    @classmethod
+    def along(cls, value: Any, axis: int, length: int) -> "Size":
+        """The size of a value along an axis."""
+        size = cls(length)
+        size.of = (value, axis)
+        return size
 
     def _compared(self, other: Any) -> Any:
         raise NotKnown(f"it compares a size of the input, which is not known; {EXAMPLE}")
@@ -62,20 +83,22 @@ class Size(int):
 
 
 class Shape:
-    """All sizes of a value, of which not even the number is known."""
+    """All sizes of a value from an axis on, of which not even the number is known."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, value: Any, length: int, first: int = 0) -> None:
+        self.value, self.length, self.first = value, length, first
 
     def __getitem__(self, dim: int | slice) -> Any:
-        return self if isinstance(dim, slice) else Size(self.length)
+        if isinstance(dim, slice):
+            return Shape(self.value, self.length, self.first + (dim.start or 0))
+        return Size.along(self.value, self.first + dim if dim >= 0 else dim, self.length)
 
     def __iter__(self) -> Iterator[Size]:
         # As many as the caller unpacks them to, which its bytecode tells.
         caller = inspect.stack()[1].frame
         for instruction in dis.get_instructions(caller.f_code):
             if instruction.offset == caller.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
-                return iter([Size(self.length)] * instruction.argval)
+                return iter([self[axis] for axis in range(instruction.argval)])
         raise NotKnown(f"it goes through the sizes of the input, whose number is not known; {EXAMPLE}")
 
     def __len__(self) -> int:

@@ -38,6 +38,7 @@ class Trace:
         drawn: names of constants that were drawn at random.
         sized: whether it depends on an unknown size.
         by_mode: whether it asks for the mode (training or evaluation).
+        calls: how many times the forward was called, one after the other.
     """
 
     graph: fx.Graph
@@ -46,6 +47,7 @@ class Trace:
     drawn: set[str]
     sized: bool
     by_mode: bool
+    calls: int = 1
 
 
 def trace(net: nn.Module, example: Tensor | None = None, length: int = 0, calls: int = 1) -> Trace:
@@ -93,7 +95,7 @@ def _trace(net: nn.Module, example: Tensor | None, length: int, calls: int) -> T
     nodes = list(next(node for node in graph.nodes if node.op == "output").args[0])
     drawn = {name for t, name in tracer.tensor_attrs.items() if id(t) in tracer.watch.drawn}
     outputs = [(path, node) for (path, _), node in zip(root.returned, nodes, strict=True)]
-    return Trace(graph, root, outputs, drawn, tracer.sized, Mode.asked)
+    return Trace(graph, root, outputs, drawn, tracer.sized, Mode.asked, calls)
 
 
 def _same_state(one: Any, two: Any) -> bool:

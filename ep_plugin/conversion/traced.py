@@ -27,13 +27,14 @@ class Traced(fx.Proxy):
         if isinstance(known := self._shape(), Tensor):
             return known.shape
         self.tracer.sized = True
-        return Shape(self.tracer.length)
+        return Shape(self.node, self.tracer.length)
 
     def size(self, dim: int | None = None) -> Any:
         if isinstance(known := self._shape(), Tensor):
             return known.size() if dim is None else known.size(dim)
         self.tracer.sized = True
-        return Shape(self.tracer.length) if dim is None else Size(self.tracer.length)
+        length = self.tracer.length
+        return Shape(self.node, length) if dim is None else Size.along(self.node, dim, length)
 
     def dim(self) -> int:
         if isinstance(known := self._shape(), Tensor):

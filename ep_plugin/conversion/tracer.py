@@ -188,7 +188,9 @@ class Tracer(fx.Tracer):
             raise NotKnown(f"the neuron {name!r} has a forward of its own, which the converted one has not; remove it")
 
         def called(*args: Any, **kwargs: Any) -> Any:
+            kept = {s: m._buffers[s].node for s in STATES if isinstance(m._buffers.get(s), fx.Proxy)}  # type: ignore[union-attr]
             made: Any = self.create_proxy("call_module", name, args, kwargs)
+            made.node.meta["kept"] = kept
             for state in STATES:  # what the neuron itself would have set by now
                 if state in m._buffers:
                     m._buffers[state] = self.create_proxy("call_function", state_of, (made, state), {})  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 Neurons, and modules without neurons in them, are leaves of the trace. A loop over time is unrolled; in every step each
 neuron must receive the same signal, but for the step of the input that it is made of. Membranes that are passed by
-hand are the neurons' own business and fall away.
+hand are the neurons' own business and fall away (`handed` says which may).
 
 Without an example sizes of the input are unknown. The forward is then traced for two of them, and what both say is
 what it computes.
@@ -13,16 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ep_plugin.conversion.adapters import place_of, runs_over_time
-from ep_plugin.conversion.outputs import chosen_output, left_out
+from ep_plugin.conversion.outputs import chosen_output, left_out, require_gradients
 from ep_plugin.conversion.plan import Combination, Input, Plan, Signal, combine
 from ep_plugin.conversion.reader import Made, Reader
 from ep_plugin.conversion.returned import Path
-from ep_plugin.conversion.sizes import EXAMPLE, NotKnown
+from ep_plugin.conversion.sizes import EXAMPLE, LENGTHS, NotKnown
 from ep_plugin.conversion.trace import trace
 from ep_plugin.conversion.values import Record, Value, any_step
-
-LENGTHS = (37, 41)
-"""Steps of a loop over an unknown size: many, so that what begins after some steps is seen."""
 
 
 def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> Plan:
@@ -39,8 +36,9 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
     """
     made: Made = {}
     plan, sized = _read(net, example, output, LENGTHS[0], made)
+    over_time = any(runs_over_time(module) for module in plan.neurons.values())
     _same_at_the_next_call(net, example, output, made, plan)
-    if not sized:
+    if not sized and not (over_time and example is None):
         return _told(plan, example)
     other, _ = _read(net, example, output, LENGTHS[1], made)
     for name, module in plan.neurons.items():
@@ -53,7 +51,7 @@ def read(net: nn.Module, example: Tensor | None = None, output: Any = None) -> P
         )
     if other.output != plan.output and (mean := _rounded(plan.output)) == _rounded(other.output):
         plan.output = mean  # a sum over the steps, each divided by their number
-    elif other.output != plan.output and plan.steps not in LENGTHS:
+    elif other.output != plan.output and plan.steps not in LENGTHS and not over_time:
         raise ValueError(f"the output depends on {_BY_SIZE}")
     elif other.output != plan.output:
         plan.output = _mean(plan.output, other.output)
@@ -136,6 +134,7 @@ def _read(
         except ValueError as error:
             outputs.append((path, error))
     plan.path, plan.output = chosen_output(outputs, plan, wanted)
+    require_gradients(plan)
     if plan.neurons and (note := left_out(outputs, plan, plan.path, plan.output, wanted is not None)):
         plan.notes.append(note)
     if (name := getattr(plan.output, "name", None)) in plan.neurons:

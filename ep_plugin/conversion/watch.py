@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ep_plugin.conversion.mode import Mode
 from ep_plugin.conversion.sizes import NotKnown
 
 DRAWS = frozenset(
@@ -123,6 +124,8 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.filled:
             args, kwargs = tree_map(self._symbolic, (args, kwargs))
+        if not any(isinstance(t, fx.Proxy) for t in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map(lambda a: bool(a) if isinstance(a, Mode) else a, (args, kwargs))
         leaves = tree_leaves((args, kwargs))
         real = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, fx.Proxy)]
         traced = any(isinstance(t, fx.Proxy) for t in leaves)
@@ -136,7 +139,8 @@ class Watch(TorchFunctionMode):
                 self.changed[id(first)] = (first, first.detach().clone())
         # A method of tensors refuses a proxy as its first argument; the trace takes it.
         result = fx.Proxy.__torch_function__(func, types, args, kwargs) if traced else func(*args, **kwargs)
-        if not traced and (name in DRAWS or any(id(t) in self.drawn for t in real)):
+        draws = name in DRAWS or ("dropout" in name and kwargs.get("training", args[2] if len(args) > 2 else True))
+        if not traced and (draws or any(id(t) in self.drawn for t in real)):
             for t in tree_leaves(result):
                 if isinstance(t, Tensor):
                     self.drawn[id(t)] = t

@@ -287,3 +287,43 @@ def test_a_changed_cell_is_refused_and_may_be_registered():
     net, x = norse.SequentialState(nn.Linear(6, 5), Mine()), torch.rand(2, 6)
     expected = ep.convert(norse.SequentialState(net[0], norse.LIFCell()), **SETTLED)
     torch.testing.assert_close(ep.convert(net, **SETTLED)(x), expected(x))
+
+
+class LastOfGRU(nn.GRU):
+    """Begins anew in every call, and returns its output alone."""
+
+    def forward(self, x):
+        return super().forward(x.unflatten(1, (2, 3)))[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (lambda: norse.SequentialState(nn.GRU(6, 5), norse.LIFCell(), nn.Linear(5, 2)), "'0' (GRU)"),
+        (lambda: norse.SequentialState(nn.Linear(6, 5), norse.LIFCell(), nn.RNN(5, 4), nn.Linear(4, 2)), "'2' (RNN)"),
+        (lambda: norse.SequentialState(nn.Linear(6, 5), norse.LIFCell(), nn.LSTM(5, 4)), "'2' (LSTM)"),
+        (lambda: nn.Sequential(nn.LSTMCell(6, 5), norse.LIFCell()), "'0' (LSTMCell)"),
+    ],
+)
+def test_recurrent_modules_in_a_sequence_are_refused(make, place):
+    with pytest.raises(ValueError, match=r"state that it keeps over the steps.*a module of your own") as error:
+        ep.convert(make())
+    assert str(error.value).startswith(f"module {place} cannot be converted")
+
+
+def test_a_recurrent_module_that_begins_anew_stands_in_a_sequence():
+    net = norse.SequentialState(nn.Sequential(LastOfGRU(3, 5, batch_first=True)), norse.LIFCell(), nn.Linear(5, 2))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(ep.convert(net).stem(x), net[0](x))
+
+
+def test_a_sequence_that_returns_all_values_is_refused_unless_one_is_chosen():
+    parts = (nn.Linear(6, 5), norse.LIFCell(), nn.Linear(5, 2))
+    net, x = norse.SequentialState(*parts, return_hidden=True), torch.rand(4, 6)
+    with pytest.raises(ValueError, match=r"all its modules; expected return_hidden=False, or .*output=\(0, -1\)"):
+        ep.convert(net)
+    expected = ep.convert(norse.SequentialState(*parts))(x)
+    torch.testing.assert_close(ep.convert(net, output=(0, -1))(x), expected)
+    inner = norse.SequentialState(norse.SequentialState(*parts[:2], return_hidden=True), parts[2])
+    with pytest.raises(ValueError, match=r"module '0' \(SequentialState\) .* expected return_hidden=False$"):
+        ep.convert(inner)

@@ -33,6 +33,21 @@ class Neuron:
     lateral: nn.Module | None = None
 
 
+@dataclass(frozen=True)
+class States:
+    """The states that a neuron is handed.
+
+    Args:
+        names: in the order of the arguments of a call, behind the input.
+        free: those on which nothing depends that a converted neuron takes over.
+        packed: whether they are one argument, a tuple.
+    """
+
+    names: tuple[str, ...]
+    free: frozenset[str] = frozenset()
+    packed: bool = False
+
+
 class Adapter(Protocol):
     """What the module of a library knows of its neurons."""
 
@@ -44,6 +59,9 @@ class Adapter(Protocol):
 
     def outputs(self, module: nn.Module) -> int:
         """How many values a call returns, spikes first; 0 for one that is not in a tuple."""
+
+    def states(self, module: nn.Module) -> States:
+        """The states that a call is handed."""
 
     def integrator(self, module: nn.Module) -> list[nn.Module] | None:
         """What a neuron that never spikes does to a steady input; None for those that do spike."""

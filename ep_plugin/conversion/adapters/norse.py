@@ -28,7 +28,7 @@ import torch
 from norse import torch as norse
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import LearnableLeak, Neuron, lifted
+from ep_plugin.conversion.adapters import LearnableLeak, Neuron, States, lifted
 from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.norse import ConvergentLIFBoxCell
 
@@ -157,6 +157,12 @@ def check(place: str, module: nn.Module) -> None:
 
 def outputs(module: nn.Module) -> int:
     return 2
+
+
+def states(module: nn.Module) -> States:
+    row = _row(module)
+    names = (*(("z",) if row.recurrent else ()), "v", *(("i",) if row.synapse else ()))
+    return States(names, frozenset(["v"] if row.spikes else []), packed=True)
 
 
 def integrator(module: nn.Module) -> list[nn.Module] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import REGISTERED, LearnableLeak, Neuron
+from ep_plugin.conversion.adapters import REGISTERED, LearnableLeak, Neuron, States
 from ep_plugin.dynamics.activations import Activation, ActivationName, Elementwise, as_activation
 from ep_plugin.validation import count
 
@@ -90,6 +90,11 @@ class RegisteredNeuron:
 
     def outputs(self, module: nn.Module) -> int:
         return 0 if self.returned == 1 else self.returned
+
+    def states(self, module: nn.Module) -> States:
+        """What it does over time has no effect, as the one who registers it has said."""
+        names = tuple(f"state {i}" for i in range(1, self.returned))
+        return States(names, frozenset(names))
 
     def integrator(self, module: nn.Module) -> None:
         """It spikes."""

@@ -31,7 +31,7 @@ import torch
 from snntorch._neurons import rleaky, rsynaptic
 from torch import Tensor, nn
 
-from ep_plugin.conversion.adapters import LearnableLeak, Neuron
+from ep_plugin.conversion.adapters import LearnableLeak, Neuron, States
 from ep_plugin.linear.base import register_linear
 from ep_plugin.linear.modules import Scale, SteadyMembrane
 from ep_plugin.neurons.snntorch import ConvergentLeaky
@@ -72,10 +72,14 @@ class Row:
         membrane: its steady membrane over a steady input, if it never resets; None if there is none.
         outputs: how many values a call returns, if it returns its state.
         recurrent: whether its spikes come back to it by weights of its own.
+        states: what it is handed, in the order of the arguments.
+        free: those of them on which the gain does not depend.
     """
 
     gain: Formula
     membrane: Formula | None
+    states: tuple[str, ...]
+    free: tuple[str, ...] = ("mem",)
     outputs: int = 2
     recurrent: bool = False
 
@@ -83,13 +87,15 @@ class Row:
 _ONE: Formula = (_one, ())
 
 NEURONS: dict[type[nn.Module], Row] = {
-    snn.Leaky: Row(_ONE, (_leaky, ("beta",))),
-    ConvergentLeaky: Row(_ONE, None),
-    snn.RLeaky: Row(_ONE, None, recurrent=True),
-    snn.Lapicque: Row((_resistance, ("R",)), (_resistance, ("R",))),
-    snn.Synaptic: Row((_leaky, ("alpha",)), (_synaptic, ("alpha", "beta")), outputs=3),
-    snn.RSynaptic: Row((_leaky, ("alpha",)), None, outputs=3, recurrent=True),
-    snn.Alpha: Row((_alpha, ("alpha", "beta")), (_alpha, ("alpha", "beta")), outputs=4),
+    snn.Leaky: Row(_ONE, (_leaky, ("beta",)), ("mem",)),
+    ConvergentLeaky: Row(_ONE, None, ("mem",), ()),
+    snn.RLeaky: Row(_ONE, None, ("spk", "mem"), recurrent=True),
+    snn.Lapicque: Row((_resistance, ("R",)), (_resistance, ("R",)), ("mem",), ()),
+    snn.Synaptic: Row((_leaky, ("alpha",)), (_synaptic, ("alpha", "beta")), ("syn", "mem"), outputs=3),
+    snn.RSynaptic: Row((_leaky, ("alpha",)), None, ("spk", "syn", "mem"), outputs=3, recurrent=True),
+    snn.Alpha: Row(
+        (_alpha, ("alpha", "beta")), (_alpha, ("alpha", "beta")), ("syn_exc", "syn_inh", "mem"), (), outputs=4
+    ),
 }
 
 _REFUSED = {
@@ -136,6 +142,11 @@ def outputs(module: Any) -> int:
     return NEURONS[type(module)].outputs
 
 
+def states(module: nn.Module) -> States:
+    row = NEURONS[type(module)]
+    return States(row.states, frozenset(row.free))
+
+
 def integrator(module: nn.Module) -> None:
     """All of them spike."""
 
@@ -178,6 +189,7 @@ def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
         raise ValueError(
             f"{place} scales its spikes by graded_spikes_factor; expected 1. Put the factor into the weights after it"
         )
+    _require_plain_spikes(place, module)
     for option in ("inhibition", "state_quant"):
         if getattr(module, option):
             raise ValueError(f"{place} uses {option}, which has no energy; expected {option}=False")
@@ -197,6 +209,33 @@ def described(place: str, module: Any, learnable_leak: LearnableLeak) -> Neuron:
         module.activation if isinstance(module, ConvergentLeaky) else None,
         lateral=module.recurrent if row.recurrent else None,
     )
+
+
+_AROUND = torch.tensor([[-2.0, -0.5, 0.5, 2.0]])
+"""Membranes below and above the threshold, from which they are counted."""
+
+
+def _require_plain_spikes(place: str, module: Any) -> None:
+    """A spike is 1 above the threshold, and no other function of the membrane is the neuron's own."""
+    try:
+        with torch.no_grad():
+            fired = module.spike_grad(_AROUND.clone())
+    except (TypeError, RuntimeError):  # it takes something else, if anything
+        fired = None
+    if fired is not None and fired.tolist() != (_AROUND > 0).float().tolist():
+        raise ValueError(
+            f"{place} has a spike_grad that gives {fired.flatten().tolist()} for membranes of "
+            f"{_AROUND.flatten().tolist()} above the threshold; expected a surrogate gradient, which gives 1 above it "
+            "and 0 below. A neuron with other spikes can be an own class: ep_plugin.register_neuron"
+        )
+    for name in ("fire", "state_function"):
+        own = vars(module).get(name)
+        methods = [method for kind in type(module).__mro__ for method in vars(kind).values() if callable(method)]
+        if own is not None and getattr(own, "__func__", None) not in methods:
+            raise ValueError(
+                f"{place} has a {name} of its own, which the converted neuron has not; remove it, or make it a class "
+                "and say what it does by ep_plugin.register_neuron"
+            )
 
 
 def runs_over_time(module: nn.Module) -> bool:
