@@ -201,7 +201,8 @@ class ConvergentNetwork(nn.Module):
 
         Args:
             x: `[B, ...]`, or `[T, B, ...]` if `time_varying` (T along `time_axis`).
-            return_equilibrium: also return the equilibrium that the readout saw (without a graph).
+            return_equilibrium: also return the equilibrium that the readout saw. It has no graph, so that a penalty on
+                it trains nothing; the layers in `read` reach the loss through the readout, with a gradient.
 
         Returns:
             The output `[B, ...]`; with `return_equilibrium` a pair of the output and the `Equilibrium`.

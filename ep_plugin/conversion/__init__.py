@@ -67,10 +67,11 @@ def convert(
     other names (`stem.0.weight`), and the original does not load it.
 
     A model with its own `forward` is traced: a loop over steps becomes the relaxation, membranes that are passed by
-    hand are left out, and sums of signals become skip connections (in the energy, so they feed back too). A record
-    over time is the same signal at every step, so reducing, slicing or permuting the record gives that signal. A model
-    that reads its input step by step (`x[t]`, `x[:, t]`, `for x_t in x.unbind(1)`) takes the input of one step,
-    `[B, ...]`. With `time_varying=True` it takes all steps, along the axis where the model has them.
+    hand are left out (a leak or a reset by hand too; what else is done to them is refused), and sums of signals
+    become skip connections (in the energy, so they feed back too). A record over time is the same signal at every
+    step, so reducing, slicing or permuting the record gives that signal. A model that reads its input step by step
+    (`x[t]`, `x[:, t]`, `for x_t in x.unbind(1)`) takes the input of one step, `[B, ...]`. With `time_varying=True`
+    it takes all steps, along the axis where the model has them.
 
     If the model has several outputs, the network returns the first of those that depend on the most neurons; `output`
     chooses another. The model itself is not changed. Only what `net(x)` calls is converted.
@@ -97,7 +98,8 @@ def convert(
         feedback_weights: "tied": the feedback uses the transposed forward weights. "separate": it uses separate
             weights, which start at random and learn by the same contrast (`ep_plugin.linear.separate`).
         example_input: an input of the model. Without it the sizes are unknown, and a `forward` that needs more sizes
-            than a loop over all steps does is refused.
+            than a loop over all steps does is refused. Such a loop is then read for 37 and for 41 steps, so that what
+            begins later is not seen.
         output: which of several outputs: an index, a key, or a tuple of these as a path.
 
     Returns:
