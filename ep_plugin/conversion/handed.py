@@ -24,11 +24,11 @@ _ELEMENTWISE = (
     _SAME
     | _SUMS
     | _PRODUCTS
-    | frozenset(["truediv", "itruediv", "div", "divide", "neg", "abs", "pow", "square", "exp", "relu", "tanh"])
-    | frozenset(["sigmoid", "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "where", "masked_fill"])
+    | frozenset(["truediv", "itruediv", "div", "divide", "neg", "abs", "pow", "square", "relu", "tanh"])
+    | frozenset(["clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "where", "masked_fill"])
     | frozenset(["gt", "ge", "lt", "le", "eq", "ne", "invert", "logical_not", "bool", "type", "heaviside", "getattr"])
 )
-"""Functions that leave every neuron to itself."""
+"""Functions that leave every neuron to itself, and one at rest at rest."""
 
 Constant = Callable[[fx.Node], Tensor | None]
 
@@ -99,11 +99,11 @@ class Handed:
         words = ", ".join(dict.fromkeys(str(n) for n in functions)) or "another state"
         if (other := self._driven(nodes)) is not None:
             self.other = other
-        elif mixing := next((n for n in nodes if self._mixes(n)), None):
+        elif more := next((n for n in nodes if self._is_more(n)), None):
             self.fault = (
-                f"a state in which forward joins several neurons ({_called(mixing)}), and states that are handed by "
-                "hand are left out; for inhibition among neurons use a recurrent neuron (snn.RLeaky, "
-                "norse.LIFRecurrentCell)"
+                f"a state that forward has made by {_called(more)}(), which is more than a leak or a reset, and "
+                "states that are passed by hand are left out; for inhibition among neurons use a recurrent neuron "
+                "(snn.RLeaky, norse.LIFRecurrentCell)"
             )
         elif not free:
             self.fault = f"a state {name!r} that forward has changed ({words}), {_BUILT_UP}"
@@ -144,7 +144,8 @@ class Handed:
     def _is_state(self, node: Any) -> bool:
         return isinstance(node, fx.Node) and node.args[1:] == (1,) and self._is_own(node.args[0])
 
-    def _mixes(self, node: fx.Node) -> bool:
+    def _is_more(self, node: fx.Node) -> bool:
+        """Whether a function may do more than a leak or a reset, such as join neurons."""
         if node.op not in ("call_function", "call_method") or node.target is state_of:
             return False
         if (name := _called(node)) == "getitem":
@@ -175,9 +176,17 @@ class Handed:
         return bool(numbers) or any(bool(t.any()) for t in tensors)
 
     def _is_factor(self, node: fx.Node) -> bool:
-        """Whether a sum with the neuron's spikes alone multiplies something, as in a reset, `mem * (1 - spk)`."""
+        """Whether a sum with the neuron's spikes alone multiplies its state, as in a reset, `mem * (1 - spk)`."""
         of_spikes = [a for a in node.args if isinstance(a, fx.Node) and self.constant(a) is None]
-        return all(map(self._is_spikes, of_spikes)) and all(_called(user) in _PRODUCTS for user in node.users)
+        return all(map(self._is_spikes, of_spikes)) and all(
+            _called(user) in _PRODUCTS and any(self._is_of_state(a) for a in user.args if a is not node)
+            for user in node.users
+        )
+
+    def _is_of_state(self, node: Any) -> bool:
+        """Whether a value is made of a state, and not of spikes and constants alone."""
+        made_of = self._made_of(node) if isinstance(node, fx.Node) else ()
+        return any(n.target is state_of or _called(n) == "getitem" for n in made_of if not self._is_spikes(n))
 
     def _is_spikes(self, node: Any) -> bool:
         while isinstance(node, fx.Node) and _called(node) in _SAME:

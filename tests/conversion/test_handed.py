@@ -121,6 +121,8 @@ FALL_AWAY = {
     "reset to zero": membrane(lambda net, mem, spk: mem * (1 - spk)),
     "reset to zero, detached": membrane(lambda net, mem, spk: (1 - spk.detach()) * mem),
     "leak and reset by subtraction": membrane(lambda net, mem, spk: 0.9 * mem - spk * net.lif.threshold),
+    "both resets": membrane(lambda net, mem, spk: (0.9 * mem - spk) * (1 - spk)),
+    "reset of what it keeps": kept(lambda net, mem, spk: mem * (1 - spk)),
     "reset by where": membrane(lambda net, mem, spk: torch.where(spk > 0, torch.zeros_like(spk), mem)),
     "leak of what it keeps": kept(lambda net, mem, spk: 0.5 * mem),
     "read": read(lambda net, mem: mem),
@@ -135,10 +137,20 @@ FALL_AWAY = {
 
 REFUSED = {
     "a constant": (membrane(lambda net, mem, spk: (mem + 0.1) * (1 - spk)), "depends on a constant that is added"),
-    "winner takes all": (membrane(lambda net, m, spk: m - 2 * (spk.sum(1, keepdim=True) - spk)), r"neurons \(sum\)"),
-    "a neighbour": (membrane(lambda net, mem, spk: mem - spk[:, [1, 0, 3, 2, 5, 4]]), r"neurons \(getitem\)"),
+    "a constant between spikes": (membrane(lambda net, mem, spk: mem + 0.5 * (1 - spk)), "a constant that is added"),
+    "a constant, kept": (kept(lambda net, mem, spk: mem + (1 - spk) * (spk * 2 + 1)), "a constant that is added"),
+    "products of constants": (membrane(lambda net, mem, spk: mem + (1 - spk) * (2 - spk)), "a constant that is added"),
+    "one that rests elsewhere": (membrane(lambda net, mem, spk: mem.sigmoid()), r"made by sigmoid\(\)"),
+    "winner takes all": (
+        membrane(lambda net, m, spk: m - 2 * (spk.sum(1, keepdim=True) - spk)),
+        r"made by sum\(\), which is more",
+    ),
+    "a neighbour": (membrane(lambda net, mem, spk: mem - spk[:, [1, 0, 3, 2, 5, 4]]), r"made by getitem\(\)"),
     "weights, kept": (kept(lambda net, mem, spk: mem - net.rec(spk)), r"depends on module 'rec' \(Linear\)"),
-    "winner, kept": (kept(lambda net, mem, spk: mem - (spk.sum(1, keepdim=True) - spk)), r"neurons \(sum\)"),
+    "winner, kept": (
+        kept(lambda net, mem, spk: mem - (spk.sum(1, keepdim=True) - spk)),
+        r"made by sum\(\), which is more",
+    ),
     "read, leak": (read(lambda net, mem: 0.5 * mem), r"read by its membrane, and forward changes it \(mul\)"),
     "read, clamped": (read(lambda net, mem: mem.clamp(-1, 1)), r"forward changes it \(clamp\)"),
     "read, begun anew": (read(lambda net, mem: net.reads.reset_mem()), "forward begins it anew at every step"),
