@@ -64,11 +64,13 @@ class Handed:
         if self.states.packed:
             yield from self._unpacked(given[0] if given else self.call.kwargs.get("state"))
             return
-        found = dict(zip(names, given, strict=False)) | {n: v for n, v in self.call.kwargs.items() if n in names}
+        found: dict[str, Any] = {**dict(zip(names, given, strict=False)), **self.call.kwargs}
         kept: dict[str, Any] = self.call.meta.get("kept", {})
         for name in names:
             value = found.get(name)
             yield name, kept.get(name) if value is None else value
+        yield from ((name, value) for name, value in found.items() if name not in names)  # of a registered neuron
+        yield from (("", value) for value in given[len(names) :])
 
     def _unpacked(self, state: Any) -> Iterator[tuple[str, Any]]:
         changed: dict[str, Any] = {}
@@ -81,7 +83,7 @@ class Handed:
         yield from ((name, changed.get(name, state)) for name in self.states.names)
 
     def _look(self, name: str, value: Any) -> None:
-        free = name in self.states.free
+        free = name in self.states.free or name not in self.states.names
         nodes = list(self._made_of(value)) if isinstance(value, fx.Node) else []
         if not any(self._is_own(node) for node in nodes):
             if not self.again:
@@ -90,7 +92,7 @@ class Handed:
                 self.other = other
             elif free:
                 self.altered[name] = "begins it anew at every step"
-            elif self.states.names:
+            else:
                 self.fault = f"a new state {name!r} at every step, {_BUILT_UP}"
             return
         if self._as_returned(name, value):
@@ -133,6 +135,8 @@ class Handed:
             return False
         if value.target is state_of:
             return bool(value.args[1] == name)
+        if name not in self.states.names:
+            return False
         place = self.states.names.index(name)
         if self.states.packed:
             if self._is_state(value):

@@ -191,3 +191,36 @@ def test_the_way_out_of_a_leak_by_hand_is_the_neurons_own(beta):
     model = ep.convert(net, encoder="graded")
     rates = ep.convert(nn.Sequential(net.fc, snn.Leaky(beta=1.0, init_hidden=True), net.out), encoder="graded")(X)
     torch.testing.assert_close(model(X), rates / (1 - beta), rtol=1e-4, atol=1e-5)
+
+
+class Own(nn.Module):
+    """A neuron of one's own, whose state goes by a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = 1.0
+
+    def forward(self, current, extra=None, membrane=None):
+        membrane = current if membrane is None else membrane + current
+        spikes = (membrane >= self.threshold).to(current.dtype)
+        return spikes, membrane - spikes
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_states_of_a_registered_neuron_are_looked_at_by_any_name(by_name):
+    ep.register_neuron(Own, outputs=2)
+
+    def forward(change):
+        def step(net, x, states, total):
+            mem = change(net, states["m"], states["spk"]) if "m" in states else None
+            drive = net.fc(x)
+            states["spk"], states["m"] = net.own(drive, membrane=mem) if by_name else net.own(drive, None, mem)
+            return total + net.out(states["spk"])
+
+        net = Loop(step)
+        net.own = Own()
+        return net
+
+    assert ep.convert(forward(lambda net, mem, spk: mem * (1 - spk)))(X).shape == (4, 3)
+    with pytest.raises(ValueError, match=r"depends on module 'rec' \(Linear\)"):
+        ep.convert(forward(lambda net, mem, spk: mem - net.rec(spk)))
